@@ -1,0 +1,1 @@
+"""`local` for the embedded servers, `test` for the tests, `production` for everything that faces others."""

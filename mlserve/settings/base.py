@@ -1,0 +1,218 @@
+"""What all environments share. No setting is read from `os.environ` here: see `env.py`."""
+
+from typing import Any
+
+import dj_database_url
+from celery.schedules import crontab
+from csp.constants import NONE, SELF
+from kombu import Queue
+
+from mlserve.settings import env
+
+BASE_DIR = env.BASE_DIR
+VAR_DIR = env.VAR_DIR
+METRICS_DIR = env.METRICS_DIR
+SECRET_KEY = env.SECRET_KEY
+ALLOWED_HOSTS = env.ALLOWED_HOSTS
+CSRF_TRUSTED_ORIGINS = env.CSRF_TRUSTED_ORIGINS
+DEBUG = False
+
+# Ports that nothing listens on: commands that need no server (`check`, `makemigrations`) run without one.
+_NO_SERVER = "127.0.0.1:1"
+
+INSTALLED_APPS = [
+    "mlserve.api",
+    "mlserve.platform",
+    "features",
+    "predictions",
+    "warmup",
+    "mlserve.console",
+    "mlserve.console.apps.ConsoleAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "csp",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "django_celery_beat",
+]
+
+MIDDLEWARE = [
+    "mlserve.observability.middleware.RequestContextMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "mlserve.urls"
+WSGI_APPLICATION = "mlserve.wsgi.application"
+APPEND_SLASH = False
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+_POOL = {"pool": {"min_size": 1, "max_size": env.DB_POOL_MAX_SIZE, "timeout": 2.0}} if env.DB_POOL_MAX_SIZE else {}
+DATABASES: dict[str, Any] = {
+    "default": {
+        **dj_database_url.parse(env.DATABASE_URL or f"postgresql://mlserve@{_NO_SERVER}/mlserve"),
+        "CONN_HEALTH_CHECKS": True,
+        "CONN_MAX_AGE": 0 if env.DB_POOL_MAX_SIZE else None,
+        "OPTIONS": {"connect_timeout": 2, **_POOL},
+    }
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+CACHE_BUDGET_MS = env.CACHE_BUDGET_MS
+REDIS_BROKER_URL = env.REDIS_BROKER_URL or f"redis://{_NO_SERVER}/0"
+CACHES: dict[str, Any] = {
+    "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+    "l1": {
+        "BACKEND": "mlserve.cache.tiers.l1_locmem.BoundedLocMemCache",
+        "OPTIONS": {"MAX_ENTRIES": env.L1_MAX_ENTRIES, "MAX_BYTES": env.L1_MAX_BYTES},
+    },
+    "l2": {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": env.REDIS_CACHE_URL or f"redis://{_NO_SERVER}/0",
+        "OPTIONS": {
+            "SERIALIZER": "mlserve.cache.tiers.serializer.MsgspecSerializer",
+            "SOCKET_TIMEOUT": env.CACHE_BUDGET_MS / 1000,
+            "SOCKET_CONNECT_TIMEOUT": env.CACHE_BUDGET_MS / 1000,
+            "CONNECTION_POOL_KWARGS": {"max_connections": 64},
+        },
+    },
+}
+
+API_KEY = env.API_KEY
+
+# Celery: the worker's settings. Nothing on the request path publishes, a hung broker would block it.
+CELERY_BROKER_URL = REDIS_BROKER_URL
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 5.0, "socket_connect_timeout": 2.0}
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_RESULT_EXPIRES = None  # no results, so nothing for beat to clean up
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TIMEZONE = "UTC"
+CELERY_ENABLE_UTC = True
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_CONCURRENCY = 2
+CELERY_TASK_TIME_LIMIT = 600
+CELERY_TASK_SOFT_TIME_LIMIT = 540
+CELERY_DB_REUSE_MAX = 1000  # tasks per connection; otherwise each task makes a new one
+# Two queues, each with a worker of its own, so that a build of minutes never delays a refresh that is due every 10 s.
+# A worker that is given no queue serves both.
+CELERY_TASK_DEFAULT_QUEUE = "refresh"
+CELERY_TASK_QUEUES = (Queue("refresh"), Queue("build"))
+CELERY_TASK_ROUTES = {"features.*": {"queue": "build"}, "warmup.*": {"queue": "refresh"}}
+CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_MAX_LOOP_INTERVAL = 5
+
+
+def _every(seconds: int, task: str) -> dict[str, Any]:
+    """A message that no worker took by the time of the next one is worth nothing."""
+    return {"task": task, "schedule": float(seconds), "options": {"expire_seconds": seconds}}
+
+
+CELERY_BEAT_SCHEDULE: dict[str, Any] = {
+    "refresh-hot-keys": _every(10, "warmup.refresh_hot_keys"),
+    "record-cache-figures": _every(10, "warmup.record_cache_figures"),
+    "warm-most-active": _every(300, "warmup.warm_most_active"),
+    "rebuild-merchant-risk": _every(1800, "features.rebuild_merchant_risk"),
+    "rebuild-profiles": {
+        "task": "features.rebuild_profiles",
+        "schedule": crontab(minute=5, hour="*/6"),
+        "options": {"expire_seconds": 6 * 3600},
+    },
+    "build-embeddings": {
+        "task": "features.build_embeddings",
+        "schedule": crontab(minute=35, hour="*/3"),
+        "options": {"expire_seconds": 3 * 3600},
+    },
+}
+
+REST_FRAMEWORK: dict[str, Any] = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["mlserve.api.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["mlserve.api.authentication.HasScope"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "mlserve.api.problems.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS: dict[str, Any] = {
+    "TITLE": "mlserve",
+    "DESCRIPTION": "Fraud scores for card transactions, with the age and tier of every feature behind them.",
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    # The key that is typed in is not kept in the browser.
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": False, "tryItOutEnabled": False},
+    "TAGS": [
+        {"name": "scores", "description": "Score transactions and look at the scores that were given."},
+        {"name": "features", "description": "What is known about customers and merchants, and how long it is fresh."},
+        {"name": "models", "description": "Model versions and which one serves."},
+        {"name": "health", "description": "For orchestrators; no key needed."},
+    ],
+    "POSTPROCESSING_HOOKS": ["mlserve.api.openapi.add_components"],
+}
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+
+STATIC_URL = "static/"
+STATIC_ROOT = VAR_DIR / "static"
+STATIC_ROOT.mkdir(parents=True, exist_ok=True)
+# Served from the packages themselves where nobody ran collectstatic.
+WHITENOISE_USE_FINDERS = True
+
+DATA_UPLOAD_MAX_MEMORY_SIZE = 256 * 1024
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "same-origin"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+        "base-uri": [NONE],
+    }
+}
+
+LOG_LEVEL = env.LOG_LEVEL
+LOG_FORMAT = env.LOG_FORMAT
+LOGGING_CONFIG = "mlserve.observability.logging.configure"
+LOGGING = {"level": LOG_LEVEL, "format": LOG_FORMAT}

@@ -1,0 +1,66 @@
+"""The only reader of the environment: every variable, typed, with its default and its meaning.
+
+All mistakes are reported at once. The names that the ecosystem already knows (`DATABASE_URL`,
+`REDIS_CACHE_URL`, `REDIS_BROKER_URL`, `PROMETHEUS_MULTIPROC_DIR`) keep their names; the rest begins with `MLSERVE_`.
+"""
+
+import os
+from pathlib import Path
+
+from django.core.exceptions import ImproperlyConfigured
+from environs import Env, EnvValidationError, validate
+
+BASE_DIR = Path(__file__).resolve().parent.parent.parent
+
+_env = Env(eager=False)
+
+SECRET_KEY: str = _env.str("MLSERVE_SECRET_KEY", "")
+"""Signs sessions; at least 50 characters in production."""
+ALLOWED_HOSTS: list[str] = _env.list("MLSERVE_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS: list[str] = _env.list("MLSERVE_CSRF_TRUSTED_ORIGINS", [])
+HTTPS: bool = _env.bool("MLSERVE_HTTPS", True)
+"""Production only: TLS ends in front of the service; cookies are secure, HTTP is redirected."""
+
+DATABASE_URL: str = _env.str("DATABASE_URL", "")
+"""PostgreSQL, the source of truth. May not lose data."""
+REDIS_CACHE_URL: str = _env.str("REDIS_CACHE_URL", "")
+"""L2. May lose data at any moment; evicts."""
+REDIS_BROKER_URL: str = _env.str("REDIS_BROKER_URL", "")
+"""Celery's broker and the operators' series. Must never evict."""
+
+VAR_DIR: Path = _env.path("MLSERVE_VAR_DIR", BASE_DIR / "var")
+"""Run-time files: embedded servers, metric files, decision spool."""
+METRICS_DIR: Path = _env.path("PROMETHEUS_MULTIPROC_DIR", VAR_DIR / "metrics")
+"""Where the processes of one host keep their counters, to be added up by `/metrics`."""
+LOG_LEVEL: str = _env.str(
+    "MLSERVE_LOG_LEVEL",
+    "INFO",
+    validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]),
+)
+LOG_FORMAT: str = _env.str("MLSERVE_LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"]))
+
+DB_POOL_MAX_SIZE: int = _env.int("MLSERVE_DB_POOL_MAX_SIZE", 8, validate=validate.Range(min=0, max=1000))
+"""Connections per web process; at least the number of its threads. 0: no pool, each thread keeps one connection; right
+for Celery workers, which close a pool after every task."""
+CACHE_BUDGET_MS: int = _env.int("MLSERVE_CACHE_BUDGET_MS", 50, validate=validate.Range(min=1, max=10_000))
+"""The longest that one request waits for L2, whatever happens to it."""
+L1_MAX_ENTRIES: int = _env.int("MLSERVE_L1_MAX_ENTRIES", 100_000, validate=validate.Range(min=1))
+L1_MAX_BYTES: int = _env.int("MLSERVE_L1_MAX_BYTES", 256 * 1024 * 1024, validate=validate.Range(min=1024))
+
+API_KEY: str = _env.str("MLSERVE_API_KEY", "")
+"""The key that `live_traffic` and `demo` use against the API. Not on a command line, where every user could read it."""
+
+try:
+    _env.seal()
+except EnvValidationError as error:
+    _mistakes = "; ".join(f"{name}: {' '.join(messages)}" for name, messages in error.error_messages.items())
+    raise ImproperlyConfigured(f"the environment is wrong: {_mistakes}") from error
+
+# prometheus-client decides between one process and many when it is first imported.
+os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(METRICS_DIR))
+METRICS_DIR.mkdir(parents=True, exist_ok=True)
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """This process's environment with `changes`, for processes that it starts."""
+    return {**os.environ, **changes}

@@ -1,0 +1,30 @@
+"""Faces others: refuses defaults, speaks HTTPS only."""
+
+from django.core.exceptions import ImproperlyConfigured
+
+from mlserve.settings import env
+from mlserve.settings.base import *  # noqa: F403
+
+_missing = [
+    name
+    for name, value in (
+        ("MLSERVE_SECRET_KEY", env.SECRET_KEY),
+        ("DATABASE_URL", env.DATABASE_URL),
+        ("REDIS_CACHE_URL", env.REDIS_CACHE_URL),
+        ("REDIS_BROKER_URL", env.REDIS_BROKER_URL),
+    )
+    if not value
+]
+if _missing:
+    raise ImproperlyConfigured(f"production needs these environment variables: {', '.join(_missing)}")
+if len(env.SECRET_KEY) < 50 or len(set(env.SECRET_KEY)) < 5:
+    raise ImproperlyConfigured("MLSERVE_SECRET_KEY needs at least 50 characters, 5 of them different")
+
+SECURE_SSL_REDIRECT = env.HTTPS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.HTTPS else None
+SECURE_REDIRECT_EXEMPT = [r"^healthz/", r"^metrics$"]
+SESSION_COOKIE_SECURE = env.HTTPS
+CSRF_COOKIE_SECURE = env.HTTPS
+SECURE_HSTS_SECONDS = 31_536_000 if env.HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = env.HTTPS
+SECURE_HSTS_PRELOAD = env.HTTPS

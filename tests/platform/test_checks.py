@@ -1,0 +1,92 @@
+"""System checks: wrong configurations are refused with an id and the setting to change."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import pytest
+import redis
+from django.conf import settings
+from django.core.checks import run_checks
+from django.test import override_settings
+
+from tests.fixtures.servers import ServerHandle
+
+CACHE = "redis://:secret@cache.example.com:6379/0"
+
+
+def _ids(*, live: bool = False) -> set[str | None]:
+    messages = run_checks(databases=["default"]) if live else run_checks()
+    return {message.id for message in messages if (message.id or "").startswith("mlserve.")}
+
+
+@contextmanager
+def _urls(*, cache: str, broker: str) -> Iterator[None]:
+    caches = deepcopy(settings.CACHES)
+    caches["l2"]["LOCATION"] = cache
+    with override_settings(CACHES=caches, REDIS_BROKER_URL=broker):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("cache", "broker", "refused"),
+    [
+        (CACHE, CACHE, True),
+        (CACHE, "redis://cache.example.com/5", True),
+        ("redis://localhost:6380/0", "redis://127.0.0.1:6380/1", True),
+        ("unix:///run/valkey.sock?db=0", "unix:///run/valkey.sock?db=1", True),
+        (CACHE, "redis://broker.example.com:6379/0", False),
+        (CACHE, "redis://cache.example.com:6380/0", False),
+        ("redis://127.0.0.1:1/0", "redis://127.0.0.1:1/0", False),
+    ],
+)
+def test_cache_and_broker_on_one_redis_are_refused(cache: str, broker: str, refused: bool) -> None:
+    """E001: database numbers separate keys, not memory and not eviction; no servers at all are no finding."""
+    with _urls(cache=cache, broker=broker):
+        assert ("mlserve.E001" in _ids()) is refused
+
+
+def test_the_message_names_the_setting_and_not_the_password() -> None:
+    """The hint says what to set; the URL's password stays out of logs."""
+    with _urls(cache=CACHE, broker=CACHE):
+        (message,) = [message for message in run_checks() if message.id == "mlserve.E001"]
+    assert "REDIS_BROKER_URL" in (message.hint or "")
+    assert "secret" not in str(message)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("server", "policy", "finding"),
+    [
+        ("valkey_broker", "allkeys-lru", "mlserve.E002"),
+        ("valkey_broker", "volatile-ttl", "mlserve.E002"),
+        ("valkey_cache", "noeviction", "mlserve.W003"),
+        ("valkey_cache", "allkeys-lfu", "mlserve.W003"),
+    ],
+)
+def test_eviction_policies_are_asked_of_the_servers(
+    request: pytest.FixtureRequest, server: str, policy: str, finding: str
+) -> None:
+    """E002 and W003 come from CONFIG, and only where the check may talk to servers."""
+    handle: ServerHandle = request.getfixturevalue(server)
+    client = redis.Redis.from_url(handle.url, decode_responses=True)
+    right = str(client.config_get("maxmemory-policy")["maxmemory-policy"])
+    client.config_set("maxmemory-policy", policy)
+    try:
+        assert _ids(live=True) == {finding}
+        assert _ids() == set()
+    finally:
+        client.config_set("maxmemory-policy", right)
+
+
+@pytest.mark.django_db
+def test_a_dead_server_is_no_finding_of_a_check(valkey_broker: ServerHandle) -> None:
+    """`migrate` must run while the broker is down; the doctor reports that."""
+    valkey_broker.kill()
+    assert _ids(live=True) == set()
+
+
+@pytest.mark.django_db
+def test_the_embedded_servers_pass() -> None:
+    """What the project starts by itself is configured as it asks of others."""
+    assert _ids(live=True) == set()

@@ -1,0 +1,41 @@
+"""The environment: read in one place, wrong in one message."""
+
+import os
+import subprocess
+import sys
+
+from mlserve.settings.base import BASE_DIR
+
+
+def _load(module: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "MLSERVE_VAR_DIR": os.environ["MLSERVE_VAR_DIR"], **variables}
+    return subprocess.run(
+        [sys.executable, "-c", f"import {module}"], cwd=BASE_DIR, env=environment, capture_output=True, text=True
+    )
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    """Whoever mends a deployment sees every wrong variable in one go, with what was wrong about it."""
+    broken = {
+        "MLSERVE_LOG_LEVEL": "LOUD",
+        "MLSERVE_DB_POOL_MAX_SIZE": "many",
+        "MLSERVE_CACHE_BUDGET_MS": "0",
+        "MLSERVE_HTTPS": "perhaps",
+    }
+    answer = _load("mlserve.settings.local", **broken)
+    assert answer.returncode == 1
+    message = answer.stderr.strip().splitlines()[-1]
+    assert "ImproperlyConfigured: the environment is wrong" in message
+    assert [name for name in broken if name not in message] == []
+
+
+def test_a_correct_environment_loads() -> None:
+    """The defaults are enough for a laptop."""
+    assert _load("mlserve.settings.local").returncode == 0
+
+
+def test_production_names_everything_that_is_missing() -> None:
+    """Production has no defaults for secrets and servers, and says so once."""
+    message = _load("mlserve.settings.production").stderr.strip().splitlines()[-1]
+    for name in ("MLSERVE_SECRET_KEY", "DATABASE_URL", "REDIS_CACHE_URL", "REDIS_BROKER_URL"):
+        assert name in message
