@@ -1,0 +1,21 @@
+"""Where the engine gets the time from. Only `SystemClock` reads the real one."""
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Seconds since 1970, for what is compared across processes: `as_of`, `written_at`."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since some moment, for durations inside this process."""
+        ...
+
+
+class SystemClock:
+    """The clock of this host."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)

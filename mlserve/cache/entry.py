@@ -1,0 +1,25 @@
+"""What a tier keeps: one immutable object per key, shared by reference between tiers and requests of a process."""
+
+import msgspec
+
+_OBJECT_BYTES = 120
+_VALUE_BYTES = 32  # a boxed float and the pointer to it
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A copy of what the source said.
+
+    `version` orders states of one key (larger is newer). `as_of` is when the source computed the values,
+    `written_at` when this copy was read from the source; both in seconds since 1970 and never reset by copying from
+    tier to tier. `values` is None for a negative entry: the source knows nothing of this key.
+    """
+
+    version: int
+    as_of: float
+    written_at: float
+    values: tuple[float, ...] | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Estimated size in this process."""
+        return _OBJECT_BYTES + _VALUE_BYTES * len(self.values or ())

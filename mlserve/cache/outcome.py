@@ -1,0 +1,80 @@
+"""What a read of the cache returns: the value, and everything needed to judge it."""
+
+from enum import StrEnum
+
+import msgspec
+
+from mlserve.cache.keys import Key
+
+
+class Tier(StrEnum):
+    """Who answered. `COMPUTED` is the model (predictions only); `DEFAULT` means that nobody knew."""
+
+    REQUEST = "request"
+    L1 = "l1"
+    L2 = "l2"
+    L3 = "l3"
+    COMPUTED = "computed"
+    DEFAULT = "default"
+
+
+class MissReason(StrEnum):
+    """Why a tier did not answer: one reason per miss, so that the reasons add up to the misses."""
+
+    COLD = "cold"
+    EXPIRED = "expired"
+    EVICTED = "evicted"
+    INVALIDATED = "invalidated"
+    NEGATIVE = "negative"
+    SCHEMA = "schema"
+    DECODE = "decode"
+    TIMEOUT = "timeout"
+    BREAKER = "breaker"
+    BYPASS = "bypass"
+    UNPROVEN = "unproven"
+
+
+class Degradation(StrEnum):
+    """Why an outcome is not what a healthy system would have returned. Stands in `degraded_reasons`."""
+
+    UNKNOWN_ENTITY = "unknown_entity"
+    """The source has no values for this entity; defaults were used."""
+    STALE = "stale"
+    """The newest value that the source has is older than the policy allows."""
+    STALE_SOURCE_UNAVAILABLE = "stale_source_unavailable"
+    """The source could not be reached; a copy past its limit served within the grace period."""
+    SOURCE_UNAVAILABLE = "source_unavailable"
+    """The source could not be reached and no usable copy was left; defaults were used."""
+    CACHE_UNAVAILABLE = "cache_unavailable"
+    """L2 did not answer in time; the source was read instead."""
+    WINDOW_INCOMPLETE = "window_incomplete"
+    """The transaction is too late for the recent history that is kept: its windows may miss some."""
+    DECISION_SPOOLED = "decision_spooled"
+    """Postgres could not take the decision; it lies in the durable spool of the host and follows."""
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """One key's answer. `values` is None if and only if `tier` is `DEFAULT`.
+
+    `as_of` is when the source computed the value (seconds since 1970), never reset by copying; `age_s` is now minus
+    that, `max_age_s` what policy and request allowed.
+    """
+
+    key: Key
+    values: tuple[float, ...] | None
+    tier: Tier
+    version: int
+    as_of: float
+    age_s: float
+    max_age_s: float
+    stale: bool
+    degradations: tuple[Degradation, ...] = ()
+
+
+class TierTrace(msgspec.Struct):
+    """What one tier did for one request."""
+
+    tier: Tier
+    asked: int = 0
+    hit: int = 0
+    ms: float = 0.0

@@ -1,0 +1,76 @@
+"""Whether a copy may be served, decided at read time from the policy in force now.
+
+Nothing about freshness is frozen into a stored entry: an operator who shortens a TTL is obeyed at once by every
+copy that already exists. A copy is judged by two ages:
+
+* the age of the *values* (`now - as_of`): past the limit they are stale, whoever holds them;
+* the age of the *copy* (`now - written_at`): a copy whose values are stale, but which was read from the source a
+  moment ago, is not worth another read of the source, which itself has nothing newer. It is served, flagged.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+
+import msgspec
+
+from mlserve.cache.entry import Entry
+
+RECHECK_SHARE = 0.1
+RECHECK_LIMIT_S = 5.0
+"""How soon a source whose values are past their limit is asked again: a tenth of the limit, at most this."""
+
+
+class Verdict(Enum):
+    FRESH = "fresh"
+    STALE_AT_SOURCE = "stale at the source"
+    EXPIRED = "expired"
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """How long copies of one namespace (a feature group, or `prediction`) count as fresh. Durations in seconds."""
+
+    namespace: str
+    schema: int
+    fresh_for_s: float
+    grace_s: float
+    negative_ttl_s: float
+    use_l1: bool = True
+    use_l2: bool = True
+    fail_when_missing: bool = False
+
+    def allowed_age_s(self, max_age_s: float | None) -> float:
+        """The tighter of policy and request. A request for 0 means "read the source", not "values of age 0"."""
+        if not max_age_s:
+            return self.fresh_for_s
+        return min(self.fresh_for_s, max_age_s)
+
+    def verdict(self, entry: Entry, *, now: float, max_age_s: float | None) -> Verdict:
+        """What a copy is worth at `now` (s since 1970) under the policy and the request's `max_age_s`."""
+        copy_age_s = now - entry.written_at
+        if entry.values is None:
+            limit_s = self.negative_ttl_s if max_age_s is None else min(self.negative_ttl_s, max_age_s)
+            return Verdict.FRESH if copy_age_s <= limit_s else Verdict.EXPIRED
+        allowed_s = self.allowed_age_s(max_age_s)
+        if now - entry.as_of <= allowed_s:
+            return Verdict.FRESH
+        if copy_age_s <= min(RECHECK_LIMIT_S, RECHECK_SHARE * allowed_s):
+            return Verdict.STALE_AT_SOURCE
+        return Verdict.EXPIRED
+
+    def within_grace(self, entry: Entry, *, now: float) -> bool:
+        """Whether an expired copy may still serve, flagged, while the source cannot be reached."""
+        return entry.values is not None and now - entry.as_of <= self.fresh_for_s + self.grace_s
+
+    def keep_for_s(self, entry: Entry) -> float:
+        """Upper limit of a copy's stay in Redis, counted from its writing; expiry itself is decided at read."""
+        return max(1.0, self.negative_ttl_s if entry.values is None else self.fresh_for_s + self.grace_s)
+
+
+class PolicyBook(msgspec.Struct, frozen=True):
+    """All policies in force at one moment, and the version that scores name."""
+
+    version: int
+    policies: Mapping[str, Policy]
+
+    def __getitem__(self, namespace: str) -> Policy:
+        return self.policies[namespace]

@@ -1,0 +1,55 @@
+"""Every metric, declared once. Names and labels follow the words of the design; units stand in the names.
+
+Processes of one host share the files of `PROMETHEUS_MULTIPROC_DIR`; `/metrics` and the console add them up.
+The engine does not touch these on the hot path: `observability/recorder.py` counts in plain integers and
+adds them here once a second.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+LATENCY_BUCKETS_S = (
+    0.000001, 0.0000025, 0.000005, 0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+)  # fmt: skip
+AGE_BUCKETS_S = (0.1, 1, 5, 15, 30, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 24 * 3600, 72 * 3600)
+
+CACHE_HITS = Counter("mlserve_cache_hits_total", "Keys answered by a tier.", ["tier", "namespace"])
+CACHE_MISSES = Counter("mlserve_cache_misses_total", "Keys not answered by a tier.", ["tier", "namespace", "reason"])
+CACHE_LATENCY = Histogram(
+    "mlserve_cache_tier_seconds",
+    "Time of one look-up of a tier, all its keys together.",
+    ["tier"],
+    buckets=LATENCY_BUCKETS_S,
+)
+CACHE_WRITES_REFUSED = Counter("mlserve_cache_fill_refused_total", "Copies that were not stored.", ["tier", "reason"])
+CACHE_EVICTIONS = Counter("mlserve_cache_evictions_total", "Entries pushed out of L1 by newer ones.", ["tier"])
+L1_ENTRIES = Gauge("mlserve_l1_entries", "Entries in L1.", multiprocess_mode="livesum")
+L1_BYTES = Gauge("mlserve_l1_bytes", "Estimated size of L1.", multiprocess_mode="livesum")
+BREAKER_OPEN = Gauge(
+    "mlserve_breaker_open", "0 closed, 0.5 half-open, 1 open; one per process.", ["tier"], multiprocess_mode="liveall"
+)
+BREAKER_OPENED = Counter("mlserve_breaker_opened_total", "Times that a breaker opened.", ["tier"])
+SOURCE_LOADS = Counter("mlserve_source_loads_total", "Keys read from Postgres on a miss.", ["namespace"])
+SOURCE_ERRORS = Counter("mlserve_source_errors_total", "Reads of Postgres that failed.", ["reason"])
+FEATURE_AGE = Histogram(
+    "mlserve_feature_age_seconds", "Age of the feature groups behind scores.", ["namespace"], buckets=AGE_BUCKETS_S
+)
+FEATURES_STALE = Counter(
+    "mlserve_features_stale_total", "Feature groups served past their limit, flagged.", ["namespace"]
+)
+FEATURES_DEFAULTED = Counter("mlserve_features_defaulted_total", "Feature groups served as defaults.", ["namespace"])
+
+SCORES = Counter("mlserve_scores_total", "Scores given.", ["decision", "degraded"])
+SCORE_LATENCY = Histogram("mlserve_score_seconds", "Time of a score without HTTP.", buckets=LATENCY_BUCKETS_S)
+JOURNAL_COMMIT = Histogram(
+    "mlserve_journal_commit_seconds", "Time of one group commit of decisions.", buckets=LATENCY_BUCKETS_S
+)
+JOURNAL_BATCH = Histogram(
+    "mlserve_journal_batch_decisions", "Decisions per group commit.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
+)
+JOURNAL_SPOOLED = Counter("mlserve_journal_spooled_total", "Decisions written to the spool, Postgres being away.")
+
+HTTP_REQUESTS = Counter("mlserve_http_requests_total", "Requests by route and status.", ["route", "method", "status"])
+HTTP_LATENCY = Histogram("mlserve_http_request_seconds", "Time of a request.", ["route"], buckets=LATENCY_BUCKETS_S)
+
+WARMED_KEYS = Counter("mlserve_warmed_keys_total", "Keys put into L2 ahead of a request.", ["source"])
