@@ -1,0 +1,239 @@
+"""Which features exist, of what, from where, and how fresh they must be. The one place that says so.
+
+A *feature group* is what Postgres stores and the cache keeps: the features of one entity type that share source,
+cadence and TTL policy. A *model feature* is one number of the model's input, derived at the transaction's moment
+(`features/compute.py`) from the request and from one or two groups.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Entity = Literal["customer", "merchant"]
+Cadence = Literal["static", "batch", "streaming"]
+
+WINDOW_DAYS = (1, 7, 30)
+LABEL_DELAY_DAYS = 7
+"""Fraud is known a week after the transaction, so merchant windows end a week before it."""
+EMBEDDING_SIZE = 16
+ACTIVITY_KEPT_DAYS = 31
+"""The longest customer window and a day to spare for transactions that arrive late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultPolicy:
+    """The TTL policy that a group starts with; the policy in force lives in Postgres."""
+
+    fresh_for_s: float
+    grace_s: float
+    negative_ttl_s: float
+    use_l1: bool = True
+    use_l2: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredValue:
+    """One number of a group's stored values."""
+
+    name: str
+    unit: str
+    default: float
+    description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureGroup:
+    """`schema` rises whenever the meaning or the order of `values` changes: older copies are misses."""
+
+    name: str
+    entity: Entity
+    cadence: Cadence
+    schema: int
+    values: tuple[StoredValue, ...]
+    policy: DefaultPolicy
+    description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFeature:
+    """`groups` are the groups that it derives from; none means that the request alone determines it.
+
+    `default` is what the model gets where the source knows nothing of the entity.
+    """
+
+    name: str
+    unit: str
+    default: float
+    groups: tuple[str, ...]
+    description: str
+
+
+_HOUR_S = 3600.0
+_DAY_S = 24 * _HOUR_S
+
+CUSTOMER_PROFILE = FeatureGroup(
+    name="customer_profile",
+    entity="customer",
+    cadence="static",
+    schema=1,
+    description="Who the customer usually is, over the whole history up to the build.",
+    policy=DefaultPolicy(fresh_for_s=_DAY_S, grace_s=_DAY_S, negative_ttl_s=30),
+    values=(
+        StoredValue(name="first_seen", unit="s since 1970", default=0.0, description="first transaction"),
+        StoredValue(name="amount_mean", unit="currency", default=0.0, description="mean amount"),
+        StoredValue(name="amount_deviation", unit="currency", default=0.0, description="population deviation"),
+    ),
+)
+CUSTOMER_ACTIVITY = FeatureGroup(
+    name="customer_activity",
+    entity="customer",
+    cadence="streaming",
+    schema=1,
+    description=(
+        "The recent transactions themselves, from which the windows are derived at read time: first the moment from "
+        "which on the list is complete (s since 1970), then time (s), amount and tag of each, oldest first."
+    ),
+    # Other processes' L1 copies do not hear of a write, so this group is read from L2, which the writer updates.
+    policy=DefaultPolicy(fresh_for_s=60, grace_s=600, negative_ttl_s=5, use_l1=False),
+    values=(),
+)
+MERCHANT_PROFILE = FeatureGroup(
+    name="merchant_profile",
+    entity="merchant",
+    cadence="static",
+    schema=1,
+    description="What the merchant usually sells, over the whole history up to the build.",
+    policy=DefaultPolicy(fresh_for_s=_DAY_S, grace_s=_DAY_S, negative_ttl_s=30),
+    values=(
+        StoredValue(name="first_seen", unit="s since 1970", default=0.0, description="first transaction"),
+        StoredValue(name="typical_ticket", unit="currency", default=0.0, description="mean amount"),
+    ),
+)
+MERCHANT_RISK = FeatureGroup(
+    name="merchant_risk",
+    entity="merchant",
+    cadence="batch",
+    schema=1,
+    description="Transactions and their share of fraud over windows that end seven days before the build.",
+    policy=DefaultPolicy(fresh_for_s=_HOUR_S, grace_s=6 * _HOUR_S, negative_ttl_s=30),
+    values=tuple(
+        StoredValue(name=f"{what}_{days}d", unit=unit, default=0.0, description=f"{text} over {days} d, delayed 7 d")
+        for days in WINDOW_DAYS
+        for what, unit, text in (("count", "transactions", "transactions"), ("risk", "share", "share of fraud"))
+    ),
+)
+
+
+def _embedding(entity: Entity) -> FeatureGroup:
+    return FeatureGroup(
+        name=f"{entity}_embedding",
+        entity=entity,
+        cadence="batch",
+        schema=1,
+        description="Place among all customers and merchants by who pays whom: a truncated SVD.",
+        policy=DefaultPolicy(fresh_for_s=6 * _HOUR_S, grace_s=_DAY_S, negative_ttl_s=30),
+        values=tuple(
+            StoredValue(name=f"e{i}", unit="", default=0.0, description=f"component {i}") for i in range(EMBEDDING_SIZE)
+        ),
+    )
+
+
+CUSTOMER_EMBEDDING = _embedding("customer")
+MERCHANT_EMBEDDING = _embedding("merchant")
+
+GROUPS: dict[str, FeatureGroup] = {
+    group.name: group
+    for group in (
+        CUSTOMER_PROFILE,
+        CUSTOMER_ACTIVITY,
+        CUSTOMER_EMBEDDING,
+        MERCHANT_PROFILE,
+        MERCHANT_RISK,
+        MERCHANT_EMBEDDING,
+    )
+}
+GROUPS_OF_ENTITY: dict[str, tuple[FeatureGroup, ...]] = {
+    entity: tuple(group for group in GROUPS.values() if group.entity == entity) for entity in ("customer", "merchant")
+}
+
+
+def _customer_window_features() -> tuple[ModelFeature, ...]:
+    return tuple(
+        ModelFeature(
+            name=f"customer_{what}_{days}d", unit=unit, default=0.0, groups=("customer_activity",), description=text
+        )
+        for days in WINDOW_DAYS
+        for what, unit, text in (
+            ("count", "transactions", f"transactions of the customer in the last {days} d, this one included"),
+            ("mean_amount", "currency", f"their mean amount over {days} d, this one included"),
+        )
+    )
+
+
+def _merchant_window_features() -> tuple[ModelFeature, ...]:
+    return tuple(
+        ModelFeature(
+            name=f"merchant_{stored.name}",
+            unit=stored.unit,
+            default=0.0,
+            groups=("merchant_risk",),
+            description=stored.description,
+        )
+        for stored in MERCHANT_RISK.values
+    )
+
+
+MODEL_FEATURES: dict[str, ModelFeature] = {
+    feature.name: feature
+    for feature in (
+        ModelFeature(name="amount", unit="currency", default=0.0, groups=(), description="amount of this transaction"),
+        ModelFeature(name="is_weekend", unit="0 or 1", default=0.0, groups=(), description="Saturday or Sunday, UTC"),
+        ModelFeature(name="is_night", unit="0 or 1", default=0.0, groups=(), description="hour 0 to 6, UTC"),
+        *_customer_window_features(),
+        *_merchant_window_features(),
+        ModelFeature(
+            name="customer_age_days",
+            unit="d",
+            default=0.0,
+            groups=("customer_profile",),
+            description="since the customer's first transaction",
+        ),
+        ModelFeature(
+            name="amount_to_usual",
+            unit="ratio",
+            default=1.0,
+            groups=("customer_profile",),
+            description="amount over the customer's usual amount",
+        ),
+        ModelFeature(
+            name="amount_deviations",
+            unit="deviations",
+            default=0.0,
+            groups=("customer_profile",),
+            description="distance from the customer's usual amount in that customer's deviations",
+        ),
+        ModelFeature(
+            name="merchant_age_days",
+            unit="d",
+            default=0.0,
+            groups=("merchant_profile",),
+            description="since the merchant's first transaction",
+        ),
+        ModelFeature(
+            name="amount_to_ticket",
+            unit="ratio",
+            default=1.0,
+            groups=("merchant_profile",),
+            description="amount over the merchant's typical ticket",
+        ),
+        ModelFeature(
+            name="affinity",
+            unit="cosine",
+            default=0.0,
+            groups=("customer_embedding", "merchant_embedding"),
+            description="how well the merchant fits what this customer pays",
+        ),
+    )
+}
+BASELINE_FEATURES: tuple[str, ...] = tuple(MODEL_FEATURES)[:15]
+"""The fifteen of the Fraud Detection Handbook (Le Borgne et al. 2022, chapter 3)."""
+ALL_FEATURES: tuple[str, ...] = tuple(MODEL_FEATURES)

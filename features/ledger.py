@@ -1,0 +1,122 @@
+"""The ledger as numpy columns: what builds and training read."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from django.db import connection
+from pyarrow import csv
+
+from features.compute import AMOUNT_UNITS, Floats, Integers
+
+Names = npt.NDArray[np.object_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Rows by moment, equal moments by transaction id (shorter first, then byte by byte).
+
+    `customer` and `merchant` are codes into `customers` and `merchants`, which are sorted. `amount_units` are 1e-4 of
+    the currency. `label` is 1 for fraud, 0 for not, -1 as long as nobody has said.
+    """
+
+    transaction_ids: Names
+    at_us: Integers
+    customers: Names
+    customer: Integers
+    merchants: Names
+    merchant: Integers
+    amount_units: Integers
+    label: npt.NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.at_us)
+
+    @property
+    def amount(self) -> Floats:
+        return self.amount_units / AMOUNT_UNITS
+
+    @property
+    def fraud(self) -> Integers:
+        """1 where fraud is known, else 0."""
+        return (self.label == 1).astype(np.int64)
+
+
+def read_ledger(*, until: datetime) -> Ledger:
+    """All transactions that occurred at `until` or before, in one statement: one snapshot.
+
+    Takes about 150 bytes of memory a row and a few seconds for a million.
+    """
+    columns = _parsed(_copied(until))
+    customers, customer = _codes(columns["customer_id"])
+    merchants, merchant = _codes(columns["merchant_id"])
+    return Ledger(
+        transaction_ids=columns["id"].to_numpy(zero_copy_only=False),
+        at_us=columns["at_us"].to_numpy(),
+        customers=customers,
+        customer=customer,
+        merchants=merchants,
+        merchant=merchant,
+        amount_units=columns["amount_units"].to_numpy(),
+        label=columns["label"].to_numpy(),
+    )
+
+
+def microseconds(moment: datetime) -> int:
+    """Since 1970, exactly; `datetime.timestamp` is a rounded float."""
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_COPY = f"""
+COPY (
+    SELECT id, (extract(epoch FROM occurred_at) * 1000000)::bigint, customer_id, merchant_id,
+           (amount * {AMOUNT_UNITS})::bigint, coalesce(is_fraud::int, -1)
+    FROM features_transaction
+    WHERE occurred_at <= %s
+    ORDER BY occurred_at, octet_length(id), id COLLATE "C"
+) TO STDOUT (FORMAT csv, FORCE_QUOTE (id, customer_id, merchant_id))
+"""
+_COLUMNS = {
+    "id": pa.string(),
+    "at_us": pa.int64(),
+    "customer_id": pa.dictionary(pa.int32(), pa.string()),
+    "merchant_id": pa.dictionary(pa.int32(), pa.string()),
+    "amount_units": pa.int64(),
+    "label": pa.int8(),
+}
+
+
+def _copied(until: datetime) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with connection.cursor() as cursor, cursor.copy(_COPY, (until,)) as copy:
+        for data in copy:
+            sink.write(data)
+    return sink.getvalue()
+
+
+def _parsed(data: pa.Buffer) -> Any:
+    if not data.size:  # the reader takes no bytes for a broken file
+        return pa.table({name: pa.array([], kind) for name, kind in _COLUMNS.items()})
+    return csv.read_csv(
+        pa.BufferReader(data),
+        read_options=csv.ReadOptions(column_names=list(_COLUMNS)),
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types=_COLUMNS),
+    )
+
+
+def _codes(column: Any) -> tuple[Names, Integers]:
+    """The distinct ids, sorted, and each row's place among them."""
+    whole = column.combine_chunks() if column.num_chunks else pa.array([], column.type)
+    if isinstance(whole, pa.ChunkedArray):
+        whole = whole.unify_dictionaries().chunk(0)
+    order = pc.sort_indices(whole.dictionary).to_numpy()
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    return whole.dictionary.take(pa.array(order)).to_numpy(zero_copy_only=False), place[whole.indices.to_numpy()]

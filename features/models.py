@@ -1,0 +1,127 @@
+"""What Postgres knows: the ledger, one row per feature group and entity, and the policies of the cache."""
+
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MinValueValidator
+from django.db import models
+from django.db.models.functions import Now
+
+
+class Transaction(models.Model):
+    """The ledger. Features derive from it; rows are never changed but for their label."""
+
+    id = models.TextField(primary_key=True)
+    """The client's transaction id: up to 64 characters."""
+    occurred_at = models.DateTimeField()
+    customer_id = models.TextField()
+    merchant_id = models.TextField()
+    amount = models.DecimalField(max_digits=18, decimal_places=4)
+    currency = models.CharField(max_length=3, db_default="EUR")
+    is_fraud = models.BooleanField(null=True)
+    """None until somebody has said."""
+    recorded_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        indexes = (
+            models.Index(fields=["customer_id", "occurred_at"], include=["amount"], name="ledger_customer"),
+            models.Index(fields=["merchant_id", "occurred_at"], include=["is_fraud"], name="ledger_merchant"),
+            models.Index(fields=["occurred_at"], name="ledger_time"),
+        )
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class FeatureRow(models.Model):
+    """What the source knows of one entity in one feature group.
+
+    `version` is drawn by a trigger from a global sequence under the row's lock (migration 0002), so that every way of
+    writing gets one and later commits of a row have larger ones. Rows are only ever deleted softly.
+    """
+
+    pk = models.CompositePrimaryKey("group", "entity_id")
+    group = models.TextField()
+    entity_id = models.TextField()
+    values = ArrayField(models.FloatField())
+    version = models.BigIntegerField(editable=False, db_default=0)
+    as_of = models.DateTimeField()
+    """When the source computed the values (wall clock, not the moment of the data)."""
+    deleted_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.group} of {self.entity_id}"
+
+
+class FeatureGroupRecord(models.Model):
+    """`definitions.py` as a table, written on migrate, for those who look from the database's side."""
+
+    name = models.TextField(primary_key=True)
+    entity = models.TextField()
+    cadence = models.TextField()
+    schema = models.PositiveIntegerField()
+    description = models.TextField()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class FeatureRecord(models.Model):
+    """A model feature of `definitions.py`, written on migrate."""
+
+    name = models.TextField(primary_key=True)
+    type = models.TextField(default="float")
+    unit = models.TextField(blank=True)
+    default = models.FloatField()
+    description = models.TextField()
+    groups = models.ManyToManyField(FeatureGroupRecord)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class TtlPolicy(models.Model):
+    """How long copies of one feature group (or of predictions) count as fresh. Every process obeys within a second."""
+
+    class OnMissing(models.TextChoices):
+        DEFAULT = "default", "score with the default value, flagged"
+        FAIL = "fail", "refuse the score (503)"
+
+    name = models.TextField(primary_key=True, editable=False)
+    """A feature group, or `prediction`."""
+    fresh_for_s = models.FloatField("fresh for (s)", validators=[MinValueValidator(0)])
+    grace_s = models.FloatField(
+        "grace (s)",
+        validators=[MinValueValidator(0)],
+        help_text="How much longer a value may serve, flagged stale, while the source cannot be reached.",
+    )
+    negative_ttl_s = models.FloatField(
+        "negative TTL (s)",
+        validators=[MinValueValidator(0)],
+        help_text="How long the cache remembers that the source knows nothing of an id.",
+    )
+    use_l1 = models.BooleanField("use L1", default=True)
+    use_l2 = models.BooleanField("use L2", default=True)
+    on_missing = models.TextField(choices=OnMissing.choices, default=OnMissing.DEFAULT)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        verbose_name = "TTL policy"
+        verbose_name_plural = "TTL policies"
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class PolicyRevision(models.Model):
+    """Every edit of a policy; the newest id is the policy version that each score names. Written by a trigger."""
+
+    at = models.DateTimeField(db_default=Now())
+    policy = models.TextField()
+    before = models.JSONField(null=True)
+    after = models.JSONField()
+
+    class Meta:
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.policy}"

@@ -1,0 +1,95 @@
+"""The TTL policies in force in this process: edited in Postgres, obeyed by every process within a second.
+
+A poller asks for the newest revision and loads the policies when it changed; requests read the book that the last
+poll left. With Postgres away the last book stays in force; a process that starts without Postgres begins with the
+definitions' defaults.
+"""
+
+from django.db import DatabaseError, InterfaceError
+
+from features.definitions import GROUPS, DefaultPolicy
+from features.models import PolicyRevision, TtlPolicy
+from mlserve.cache.policy import Policy, PolicyBook
+from mlserve.poller import Poller
+
+POLL_INTERVAL_S = 0.5
+PREDICTION = "prediction"
+PREDICTION_SCHEMA = 1
+PREDICTION_DEFAULT = DefaultPolicy(fresh_for_s=3600, grace_s=0, negative_ttl_s=0, use_l2=False)
+"""A prediction's key holds its exact input, so it never goes stale; the TTL only bounds its stay. L2 is bypassed:
+reading a prediction from Redis costs about ten times what computing it again costs."""
+
+
+def default_policies() -> dict[str, DefaultPolicy]:
+    """What a new installation starts with, by name."""
+    return {**{group.name: group.policy for group in GROUPS.values()}, PREDICTION: PREDICTION_DEFAULT}
+
+
+class _Book:
+    def __init__(self) -> None:
+        self.current: PolicyBook | None = None
+        self.poller = Poller("policies", POLL_INTERVAL_S, self._poll)
+
+    def _poll(self) -> None:
+        version = PolicyRevision.objects.values_list("id", flat=True).first() or 0
+        if self.current is None or self.current.version != version:
+            self.current = PolicyBook(version, {row.name: _in_force(row) for row in TtlPolicy.objects.all()})
+
+
+_book = _Book()
+
+
+def policies_in_force() -> PolicyBook:
+    """The policies of this moment; two reads within one request may differ, so a request reads them once."""
+    book = _book
+    book.poller.ensure_started()
+    if book.current is None:
+        try:
+            book.poller.poll_now()
+        except (DatabaseError, InterfaceError):
+            return _defaults()
+    current = book.current
+    return current if current is not None and current.policies else _defaults()
+
+
+def forget() -> None:
+    """Stops polling and drops the book; the next `policies_in_force` begins anew."""
+    global _book
+    _book.poller.stop()
+    _book = _Book()
+
+
+def schema_of(name: str) -> int:
+    """The schema number that copies under this policy must carry."""
+    return GROUPS[name].schema if name in GROUPS else PREDICTION_SCHEMA
+
+
+def _in_force(row: TtlPolicy) -> Policy:
+    return Policy(
+        namespace=row.name,
+        schema=schema_of(row.name),
+        fresh_for_s=row.fresh_for_s,
+        grace_s=row.grace_s,
+        negative_ttl_s=row.negative_ttl_s,
+        use_l1=row.use_l1,
+        use_l2=row.use_l2,
+        fail_when_missing=row.on_missing == TtlPolicy.OnMissing.FAIL,
+    )
+
+
+def _defaults() -> PolicyBook:
+    return PolicyBook(
+        0,
+        {
+            name: Policy(
+                namespace=name,
+                schema=schema_of(name),
+                fresh_for_s=policy.fresh_for_s,
+                grace_s=policy.grace_s,
+                negative_ttl_s=policy.negative_ttl_s,
+                use_l1=policy.use_l1,
+                use_l2=policy.use_l2,
+            )
+            for name, policy in default_policies().items()
+        },
+    )

@@ -1,0 +1,59 @@
+"""L3: reads feature groups from Postgres for the cascade, all missing ones in one statement."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import psycopg_pool
+from django.db import DatabaseError, InterfaceError, connection
+
+from features.activity import load_rows
+from features.definitions import GROUPS
+from mlserve.cache.breaker import Breaker
+from mlserve.cache.cascade import SourceUnavailable
+from mlserve.cache.entry import Entry
+from mlserve.cache.keys import Key
+
+Load = Callable[[Sequence[Key]], Mapping[Key, Entry]]
+
+
+def loader(breaker: Breaker) -> Load:
+    """The cascade's loader for feature groups, guarded by the breaker of Postgres."""
+
+    def load(keys: Sequence[Key]) -> Mapping[Key, Entry]:
+        if not breaker.allow():
+            raise SourceUnavailable("breaker")
+        try:
+            entries = read_source(keys)
+        except (DatabaseError, InterfaceError) as error:
+            waited = waited_in_vain(error)
+            breaker.failure(timed_out=waited)
+            raise SourceUnavailable("pool_timeout" if waited else "database") from error
+        breaker.success()
+        return entries
+
+    return load
+
+
+def waited_in_vain(error: Exception) -> bool:
+    """Whether this error of Django's is the pool's time-out, which has cost seconds, and not a quick refusal."""
+    return isinstance(error.__cause__, psycopg_pool.PoolTimeout)
+
+
+def read_source(keys: Sequence[Key]) -> dict[Key, Entry]:
+    """An entry for each key, negative where there is no row or only a deleted one. Raises Django's database errors.
+
+    A streaming group is written in the same database transaction as the ledger, so at the moment of the read the source
+    vouches for its row however long ago it last changed: `as_of` is that moment. Batch and static groups are as old as
+    the build that wrote them.
+    """
+    with connection.cursor() as cursor:
+        loaded = load_rows(cursor, [(key.group, key.id) for key in keys])
+    rows = {(row.group, row.entity_id): row for row in loaded.rows}
+    entries: dict[Key, Entry] = {}
+    for key in keys:
+        row = rows.get((key.group, key.id))
+        if row is None or row.deleted:
+            entries[key] = Entry(row.version if row else 0, loaded.read_at, loaded.read_at, None)
+        else:
+            as_of = loaded.read_at if GROUPS[key.group].cadence == "streaming" else row.as_of
+            entries[key] = Entry(row.version, as_of, loaded.read_at, row.values)
+    return entries

@@ -1,0 +1,1 @@
+"""Transactions in: files and simulations become rows of the ledger."""
