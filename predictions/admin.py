@@ -1,0 +1,282 @@
+"""What operators see of models and decisions, and the one thing that they do: say which model version serves."""
+
+import json
+from typing import Any
+
+import msgspec
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from mlserve.console import units
+from mlserve.console.readonly import ReadOnlyAdmin
+from mlserve.errors import MlserveError
+from predictions.messages import ScoreResponse
+from predictions.models import Activation, Decision, ModelVersion
+from predictions.registry.register import activate
+
+_METRICS = ("auc_roc", "average_precision", "card_precision_at_100")
+
+
+@admin.register(ModelVersion)
+class ModelVersionAdmin(ReadOnlyAdmin):
+    list_display = (
+        "label",
+        "serving",
+        "estimator",
+        "auc_roc",
+        "average_precision",
+        "card_precision",
+        "onnx_difference",
+        "short_thresholds",
+        "created",
+    )
+    actions = ("activate_version",)
+    fields = (
+        "label",
+        "serving",
+        "estimator",
+        "created",
+        "digest",
+        "thresholds",
+        "metrics_table",
+        "parity_table",
+        "training_table",
+        "features_table",
+    )
+
+    class Media:
+        css = {"all": ("console/console.css",)}
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        return super().changelist_view(request, {"title": "Model versions", **(extra_context or {})})
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ModelVersion]:
+        self._serving_id = Activation.objects.values_list("model_version_id", flat=True).first()
+        return super().get_queryset(request)
+
+    def has_activate_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("predictions.add_activation")
+
+    @admin.action(description="Activate the chosen model version", permissions=["activate"])
+    def activate_version(self, request: HttpRequest, chosen: QuerySet[ModelVersion]) -> HttpResponse | None:
+        """Asks first; then the version serves in every process within a second."""
+        version = chosen.first()
+        if version is None or chosen.count() != 1:
+            self.message_user(request, "Choose exactly one model version: only one serves.", messages.ERROR)
+            return None
+        if "confirmed" not in request.POST:
+            return self._ask(request, version)
+        if not self.has_activate_permission(request):
+            raise PermissionDenied
+        reason = request.POST.get("reason", "").strip()[:500]
+        try:
+            activate(version, reason=f"{request.user.get_username()}: {reason or 'in the admin'}")
+        except MlserveError as error:
+            self.message_user(request, f"Model {version} was not activated: {error}", messages.ERROR)
+            return None
+        self.log_change(request, version, f"Activated. {reason}".strip())
+        self.message_user(request, f"Model {version} serves in every process within a second.", messages.SUCCESS)
+        return None
+
+    def _ask(self, request: HttpRequest, version: ModelVersion) -> TemplateResponse:
+        serving = Activation.objects.select_related("model_version").first()
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Activate {version}?",
+            "version": version,
+            "serving": serving.model_version if serving else None,
+            "rows": [
+                (name, version.metrics.get(name), serving and serving.model_version.metrics.get(name))
+                for name in _METRICS
+            ],
+            "opts": self.opts,
+        }
+        return TemplateResponse(request, "predictions/activate.html", context)
+
+    @admin.display(description="version", ordering="id")
+    def label(self, version: ModelVersion) -> str:
+        return str(version)
+
+    @admin.display(description="state")
+    def serving(self, version: ModelVersion) -> SafeString | str:
+        return format_html('<span class="badge">{}</span>', "active") if version.pk == self._serving_id else ""
+
+    @admin.display(description="AUC ROC")
+    def auc_roc(self, version: ModelVersion) -> str:
+        return _number(version.metrics.get("auc_roc"))
+
+    @admin.display(description="AP")
+    def average_precision(self, version: ModelVersion) -> str:
+        return _number(version.metrics.get("average_precision"))
+
+    @admin.display(description="card@100")
+    def card_precision(self, version: ModelVersion) -> str:
+        return _number(version.metrics.get("card_precision_at_100"))
+
+    @admin.display(description="ONNX diff.")
+    def onnx_difference(self, version: ModelVersion) -> str:
+        largest = version.parity.get("max_difference")
+        return f"{largest:.1e}" if isinstance(largest, float | int) else units.NOTHING
+
+    @admin.display(description="review, decline")
+    def short_thresholds(self, version: ModelVersion) -> str:
+        return f"{version.review_from:.4f}, {version.decline_from:.4f}"
+
+    @admin.display
+    def thresholds(self, version: ModelVersion) -> str:
+        return f"review from {version.review_from:.4f}, decline from {version.decline_from:.4f}"
+
+    @admin.display(ordering="created_at")
+    def created(self, version: ModelVersion) -> str:
+        return f"{version.created_at:%Y-%m-%d %H:%M} UTC"
+
+    @admin.display(description="metrics")
+    def metrics_table(self, version: ModelVersion) -> SafeString:
+        return _pairs(version.metrics)
+
+    @admin.display(description="parity")
+    def parity_table(self, version: ModelVersion) -> SafeString:
+        return _pairs(version.parity)
+
+    @admin.display(description="training")
+    def training_table(self, version: ModelVersion) -> SafeString:
+        return _pairs(version.training)
+
+    @admin.display(description="features, with their median in training")
+    def features_table(self, version: ModelVersion) -> SafeString:
+        return _pairs(dict(zip(version.feature_names, version.feature_baseline, strict=False)))
+
+
+@admin.register(Activation)
+class ActivationAdmin(ReadOnlyAdmin):
+    list_display = ("id", "model_version", "time", "reason")
+    list_select_related = ("model_version",)
+
+    @admin.display(ordering="at")
+    def time(self, activation: Activation) -> str:
+        return f"{activation.at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+@admin.register(Decision)
+class DecisionAdmin(ReadOnlyAdmin):
+    list_display = ("transaction_id", "decided", "decision", "score_shown", "health", "model_version", "client")
+    list_filter = ("decision", "degraded", "decided_at")
+    list_select_related = ("model_version",)
+    search_fields = ("transaction_id__exact",)
+    search_help_text = "The whole id of a transaction."
+    ordering = ("-decided_at",)
+    fields = (
+        "transaction_id",
+        "decided",
+        "decision",
+        "score_shown",
+        "health",
+        "degraded_reasons",
+        "reasons",
+        "served_features",
+        "tiers",
+        "model_version",
+        "policy_version",
+        "client",
+        "stored_response",
+    )
+
+    class Media:
+        css = {"all": ("console/console.css",)}
+
+    @admin.display(description="decided at", ordering="decided_at")
+    def decided(self, decision: Decision) -> str:
+        return f"{decision.decided_at:%Y-%m-%d %H:%M:%S} UTC"
+
+    @admin.display(description="score", ordering="score")
+    def score_shown(self, decision: Decision) -> str:
+        return f"{decision.score:.4f}"
+
+    @admin.display(description="health", ordering="degraded")
+    def health(self, decision: Decision) -> SafeString | str:
+        return format_html('<span class="badge warn">{}</span>', "degraded") if decision.degraded else "whole"
+
+    @admin.display(description="degraded because")
+    def degraded_reasons(self, decision: Decision) -> str:
+        response = _response_of(decision)
+        return ", ".join(response.degraded_reasons) if response and response.degraded_reasons else units.NOTHING
+
+    @admin.display
+    def reasons(self, decision: Decision) -> SafeString | str:
+        response = _response_of(decision)
+        if response is None or not response.reasons:
+            return units.NOTHING
+        return _table(("Effect", "Reason"), ((f"{one.effect:+.4f}", one.text) for one in response.reasons), numbers=1)
+
+    @admin.display(description="features")
+    def served_features(self, decision: Decision) -> SafeString | str:
+        response = _response_of(decision)
+        if response is None or not response.features:
+            return units.NOTHING
+        return _table(
+            ("Value", "Age", "Limit", "Feature", "Tier", "As of", ""),
+            (
+                (
+                    f"{one.value:,.6g}",
+                    units.span(one.age_s),
+                    units.span(one.max_age_s),
+                    one.name,
+                    one.tier,
+                    f"{one.as_of:%Y-%m-%d %H:%M:%S} UTC" if one.as_of else units.NOTHING,
+                    "stale" if one.stale else "",
+                )
+                for one in response.features
+            ),
+            numbers=3,
+        )
+
+    @admin.display
+    def tiers(self, decision: Decision) -> SafeString | str:
+        response = _response_of(decision)
+        if response is None or not response.trace:
+            return units.NOTHING
+        rows = ((one.asked, one.hit, units.latency(one.ms / 1000), one.tier) for one in response.trace)
+        return _table(("Asked", "Answered", "Time", "Tier"), rows, numbers=3)
+
+    @admin.display(description="response")
+    def stored_response(self, decision: Decision) -> SafeString | str:
+        try:
+            text = json.dumps(json.loads(bytes(decision.response)), indent=2, ensure_ascii=False)
+        except ValueError:
+            return "not readable"
+        return format_html('<details><summary>JSON</summary><pre class="json">{}</pre></details>', text)
+
+
+def _response_of(decision: Decision) -> ScoreResponse | None:
+    """None if what lies there is not a response of this version of the code."""
+    try:
+        return msgspec.json.decode(bytes(decision.response), type=ScoreResponse)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float | int) else units.NOTHING
+
+
+def _pairs(values: dict[str, Any]) -> SafeString:
+    rows = ((name, f"{value:,.6g}" if isinstance(value, float) else str(value)) for name, value in values.items())
+    return format_html(
+        '<table class="inside"><tbody>{}</tbody></table>',
+        format_html_join("", '<tr><th scope="row">{}</th><td class="n">{}</td></tr>', rows),
+    )
+
+
+def _table(headers: tuple[str, ...], rows: Any, *, numbers: int) -> SafeString:
+    """The first `numbers` columns are numbers, aligned to the right."""
+    cells = "".join('<td class="n">{}</td>' if column < numbers else "<td>{}</td>" for column in range(len(headers)))
+    return format_html(
+        '<table class="inside"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>',
+        format_html_join("", '<th scope="col">{}</th>', ((header,) for header in headers)),
+        format_html_join("", f"<tr>{cells}</tr>", rows),
+    )

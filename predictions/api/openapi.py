@@ -1,0 +1,131 @@
+"""Examples that work, and what each endpoint of scoring may answer."""
+
+from typing import Any, Final
+
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema
+
+from mlserve.api.openapi import KEYED, answer, problems, request_body
+from mlserve.errors import ErrorCode
+from predictions.api.model_list import ModelList
+from predictions.messages import ScoreRequest, ScoreResponse
+
+_REQUEST: Final[dict[str, Any]] = {
+    "transaction_id": "example-1",
+    "occurred_at": "2026-01-05T14:30:00Z",
+    "customer_id": "C000001",
+    "merchant_id": "M00001",
+    "amount": 62.5,
+    "currency": "EUR",
+}
+_FRESHEST: Final[dict[str, Any]] = {**_REQUEST, "transaction_id": "example-2", "max_age_s": 0}
+_RESPONSE: Final[dict[str, Any]] = {
+    "transaction_id": "example-1",
+    "score": 0.0131,
+    "risk_level": "low",
+    "decision": "approve",
+    "reasons": [],
+    "degraded": False,
+    "degraded_reasons": [],
+    "oldest_feature_age_s": 12.4,
+    "model": {"name": "fraud", "version": 3},
+    "policy_version": 7,
+    "prediction_tier": "computed",
+    "decided_at": "2026-01-05T14:30:00.412000Z",
+}
+_EXPLAINED: Final[dict[str, Any]] = {
+    **_RESPONSE,
+    "features": [
+        {
+            "name": "amount",
+            "value": 62.5,
+            "tier": "request",
+            "as_of": None,
+            "age_s": None,
+            "max_age_s": None,
+            "stale": False,
+        },
+        {
+            "name": "merchant_risk_7d",
+            "value": 0.02,
+            "tier": "l2",
+            "as_of": "2026-01-05T14:29:48Z",
+            "age_s": 12.4,
+            "max_age_s": 3600.0,
+            "stale": False,
+        },
+    ],
+    "trace": [{"tier": "l2", "asked": 6, "hit": 6, "ms": 0.31}],
+}
+_MODELS: Final[dict[str, Any]] = {
+    "models": [
+        {
+            "name": "fraud",
+            "version": 3,
+            "active": True,
+            "estimator": "boosted_trees",
+            "features": ["amount", "is_weekend"],
+            "thresholds": {"review": 0.21, "decline": 0.63},
+            "metrics": {"auc_roc": 0.87},
+            "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            "created_at": "2026-01-05T09:00:00Z",
+        }
+    ]
+}
+_TRANSACTION_ID: Final = OpenApiParameter(
+    "transaction_id", OpenApiTypes.STR, OpenApiParameter.PATH, description="The id under which it was scored."
+)
+
+describe_score = extend_schema(
+    operation_id="score",
+    summary="Score a transaction",
+    tags=["scores"],
+    parameters=[
+        OpenApiParameter(
+            "include",
+            {"type": "array", "items": {"type": "string", "enum": ["features", "trace", "reasons"]}},
+            explode=False,
+            description="More of the answer: every feature with its tier and age; what each tier did; why this score.",
+        ),
+        OpenApiParameter(
+            "dry_run",
+            {"type": "string", "enum": ["true", "false"]},
+            description="Stores nothing, fills nothing, counts nothing.",
+        ),
+    ],
+    request=request_body(ScoreRequest),
+    examples=[
+        OpenApiExample("A payment", value=_REQUEST, request_only=True),
+        OpenApiExample("Straight from the source", value=_FRESHEST, request_only=True),
+    ],
+    responses={
+        **answer(ScoreResponse, "The score and its decision", example=_RESPONSE),
+        **problems(
+            *KEYED,
+            ErrorCode.INVALID_PARAMETER,
+            ErrorCode.TRANSACTION_CONFLICT,
+            ErrorCode.LENGTH_REQUIRED,
+            ErrorCode.BODY_TOO_LARGE,
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            ErrorCode.INVALID_FIELDS,
+            ErrorCode.NO_ACTIVE_MODEL,
+            ErrorCode.FEATURES_UNAVAILABLE,
+        ),
+    },
+)
+describe_stored_score = extend_schema(
+    operation_id="get_score",
+    summary="A score that was given",
+    tags=["scores"],
+    parameters=[_TRANSACTION_ID],
+    responses={
+        **answer(ScoreResponse, "As it was given, with features and trace", example=_EXPLAINED),
+        **problems(*KEYED, ErrorCode.INVALID_PARAMETER, ErrorCode.NOT_FOUND),
+    },
+)
+describe_models = extend_schema(
+    operation_id="list_models",
+    summary="Model versions",
+    tags=["models"],
+    responses={**answer(ModelList, "Every version, newest first", example=_MODELS), **problems(*KEYED)},
+)

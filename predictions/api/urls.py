@@ -1,0 +1,11 @@
+"""The addresses of scoring, below `/v1/`."""
+
+from django.urls import path
+
+from predictions.api.views import ModelsView, ScoresView, StoredScoreView
+
+urlpatterns = [
+    path("scores", ScoresView.as_view(), name="scores"),
+    path("scores/<str:transaction_id>", StoredScoreView.as_view(), name="stored-score"),
+    path("models", ModelsView.as_view(), name="models"),
+]

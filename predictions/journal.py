@@ -1,0 +1,332 @@
+"""Makes decisions durable before they are acknowledged, many of them with one commit.
+
+A request hands its decision over and waits. One thread per process takes all that are waiting and commits them
+together: ledger, customers' activity and decisions in one database transaction. So a decision that was acknowledged
+survives kill -9 of the process, and the price of durability, a flush of Postgres' log, is shared by all
+requests of that moment (group commit: Gawlick and Kinkade 1985).
+
+If Postgres does not take them, decisions go to a durable spool on this host (`spool.py`) and follow later. Repeated
+transaction ids are found out here, by the primary key: the stored answer is returned.
+"""
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from typing import ClassVar
+
+import msgspec
+import psycopg
+import structlog
+from django.db import DatabaseError, InterfaceError, connection, transaction
+
+from features import ingest
+from features.activity import Cursor
+from features.source import waited_in_vain
+from features.vectors import write_through
+from mlserve.cache.outcome import Degradation
+from mlserve.cache.wiring import engine
+from mlserve.errors import ErrorCode, MlserveError
+from mlserve.observability import metrics
+from predictions import spool
+from predictions.messages import ScoreResponse, with_degradation
+
+_log = structlog.get_logger(__name__)
+MOST_PER_COMMIT = 200
+WAIT_S = 5.0
+"""Longest wait of a request for its commit; after that the client may ask again under the same id."""
+Unavailable = (DatabaseError, InterfaceError)
+
+
+class JournalEntry(msgspec.Struct, frozen=True):
+    """A decision with everything that GET will show and that a repetition is compared with.
+
+    `digest`: 32 bytes over the canonical request.
+    """
+
+    transaction: ingest.NewTransaction
+    client: str
+    digest: bytes
+    model_version_id: int
+    policy_version: int
+    response: ScoreResponse
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """How it ended: `stored` is the earlier answer (JSON) if this id was decided before; `spooled`: not in Postgres."""
+
+    stored: bytes | None = None
+    spooled: bool = False
+
+
+class TransactionConflict(MlserveError):
+    """The id was used before for a transaction with other contents."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.TRANSACTION_CONFLICT
+
+
+class JournalTimeout(MlserveError):
+    """The commit did not come back in time; whether the decision stands is unknown until the id is asked for again."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.SOURCE_UNAVAILABLE
+    retry_after_s: ClassVar[int | None] = 1
+
+
+class _Waiting:
+    """One request's place in the queue."""
+
+    __slots__ = ("_done", "entry", "error", "recorded")
+
+    def __init__(self, entry: JournalEntry) -> None:
+        self.entry = entry
+        self.recorded: Recorded | None = None
+        self.error: MlserveError | None = None
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def finish(self, outcome: Recorded | MlserveError) -> None:
+        if isinstance(outcome, Recorded):
+            self.recorded = outcome
+        else:
+            self.error = outcome
+        self._done.release()
+
+    def result(self, timeout_s: float) -> Recorded:
+        if not self._done.acquire(timeout=timeout_s):
+            raise JournalTimeout(
+                f"the decision on transaction {self.entry.transaction.id} was not stored within {timeout_s:g} s; "
+                "send the same request again to learn whether it stands"
+            )
+        if self.error is not None:
+            raise self.error
+        assert self.recorded is not None
+        return self.recorded
+
+
+class Journal:
+    """Of one process. Thread-safe; the thread starts with the first entry."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def record(self, entry: JournalEntry) -> Recorded:
+        """Returns when the decision is durable. Raises TransactionConflict, JournalTimeout or `spool.SpoolFailed`."""
+        waiting = _Waiting(entry)
+        if self._thread is None:
+            self._start()
+        self._queue.put(waiting)
+        return waiting.result(WAIT_S)
+
+    def stop(self) -> None:
+        """Returns when all that was handed over is finished and the thread has ended with its connection."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+            thread.join()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < MOST_PER_COMMIT:
+                    following = self._queue.get_nowait()
+                    if following is None:
+                        self._queue.put(None)
+                        break
+                    batch.append(following)
+            try:
+                _finish_all(batch)
+            except Exception as error:
+                _log.exception("journal_failed")
+                for waiting in batch:
+                    if waiting.recorded is None and waiting.error is None:
+                        waiting.finish(MlserveError(f"the decision could not be stored: {type(error).__name__}"))
+        connection.close()
+
+
+def _finish_all(batch: Sequence[_Waiting]) -> None:
+    entries = [waiting.entry for waiting in batch]
+    breaker = engine().l3_breaker
+    outcomes: Sequence[Recorded | MlserveError]
+    if breaker.allow():
+        try:
+            outcomes = _commit_on_live_connection(entries)
+        except Unavailable as error:
+            connection.close()
+            if _is_outage(error):
+                breaker.failure(timed_out=waited_in_vain(error))
+                outcomes = _spool(entries)
+            else:
+                outcomes = [_commit_alone(entry) for entry in entries]
+        else:
+            breaker.success()
+    else:
+        outcomes = _spool(entries)
+    for waiting, outcome in zip(batch, outcomes, strict=True):
+        waiting.finish(outcome)
+
+
+def _commit_on_live_connection(entries: Sequence[JournalEntry]) -> list[Recorded | MlserveError]:
+    """A connection that Postgres has closed since the last commit is found out by its use: then one more, on a new one.
+
+    To commit twice does no harm, should the first have gone through after all.
+    """
+    used_before = connection.connection is not None
+    try:
+        return commit(entries)
+    except Unavailable as error:
+        connection.close()
+        if not (used_before and _is_outage(error)):
+            raise
+        return commit(entries)
+
+
+def commit(entries: Sequence[JournalEntry]) -> list[Recorded | MlserveError]:
+    """One database transaction for all of them, then the new activity written through. Raises database errors."""
+    clock = engine().clock
+    started = clock.monotonic()
+    first = {entry.transaction.id: entry for entry in reversed(entries)}
+    unique = sorted(first.values(), key=lambda entry: entry.transaction.id)
+    with transaction.atomic(), connection.cursor() as cursor:
+        recorded = ingest.record(
+            cursor, [entry.transaction for entry in unique], now=max(entry.response.decided_at for entry in unique)
+        )
+        added = _insert(cursor, [entry for entry in unique if entry.transaction.id not in recorded.conflicts])
+        # A later entry of the batch with the same id is a repetition of the first.
+        repeated = [entry for entry in entries if first[entry.transaction.id] is not entry]
+        known = [entry for entry in unique if entry.transaction.id not in added]
+        stored = _stored(cursor, known + repeated) if known or repeated else {}
+    write_through(recorded.activity)
+    metrics.JOURNAL_COMMIT.observe(clock.monotonic() - started)
+    metrics.JOURNAL_BATCH.observe(len(entries))
+    return [
+        Recorded()
+        if first[entry.transaction.id] is entry and entry.transaction.id in added
+        else _compare(entry, stored.get(entry.transaction.id))
+        for entry in entries
+    ]
+
+
+def stored_response(transaction_id: str) -> bytes | None:
+    """The stored answer with features and trace (JSON), None if there is none. Raises Django's database errors."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT response FROM predictions_decision WHERE transaction_id = %s", (transaction_id,))
+        row = cursor.fetchone()
+    return bytes(row[0]) if row else None
+
+
+def _commit_alone(entry: JournalEntry) -> Recorded | MlserveError:
+    """One entry of a batch that Postgres refused for what it contains: the others must not suffer for it."""
+    try:
+        return commit([entry])[0]
+    except Unavailable as error:
+        connection.close()
+        _log.error("decision_refused", transaction_id=entry.transaction.id, error=str(error))
+        return MlserveError(f"the decision on transaction {entry.transaction.id} could not be stored")
+
+
+def _spool(entries: Sequence[JournalEntry]) -> Sequence[Recorded | MlserveError]:
+    try:
+        spool.append([_flagged(entry) for entry in entries])
+    except spool.SpoolFailed as error:
+        return [error] * len(entries)
+    metrics.JOURNAL_SPOOLED.inc(len(entries))
+    return [Recorded(spooled=True)] * len(entries)
+
+
+def _flagged(entry: JournalEntry) -> JournalEntry:
+    """What is stored later is what was answered now."""
+    return msgspec.structs.replace(entry, response=with_degradation(entry.response, Degradation.DECISION_SPOOLED))
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether Postgres is away, as opposed to refusing these values."""
+    return not isinstance(error.__cause__, psycopg.DataError | psycopg.IntegrityError | psycopg.ProgrammingError)
+
+
+def _insert(cursor: Cursor, entries: Sequence[JournalEntry]) -> set[str]:
+    if not entries:
+        return set()
+    cursor.execute(
+        """
+        INSERT INTO predictions_decision (
+            transaction_id, client, request_digest, model_version_id, policy_version,
+            score, decision, degraded, response, decided_at
+        )
+        SELECT * FROM unnest(
+            %s::text[], %s::text[], %s::bytea[], %s::bigint[], %s::bigint[],
+            %s::float8[], %s::text[], %s::boolean[], %s::bytea[], %s::timestamptz[]
+        )
+        ON CONFLICT (transaction_id) DO NOTHING
+        RETURNING transaction_id
+        """,
+        (
+            [entry.transaction.id for entry in entries],
+            [entry.client for entry in entries],
+            [entry.digest for entry in entries],
+            [entry.model_version_id for entry in entries],
+            [entry.policy_version for entry in entries],
+            [entry.response.score for entry in entries],
+            [entry.response.decision for entry in entries],
+            [entry.response.degraded for entry in entries],
+            [msgspec.json.encode(entry.response) for entry in entries],
+            [entry.response.decided_at for entry in entries],
+        ),
+    )
+    return {row[0] for row in cursor.fetchall()}
+
+
+def _stored(cursor: Cursor, entries: Sequence[JournalEntry]) -> dict[str, tuple[bytes, bytes]]:
+    cursor.execute(
+        "SELECT transaction_id, request_digest, response FROM predictions_decision WHERE transaction_id = ANY(%s)",
+        ([entry.transaction.id for entry in entries],),
+    )
+    return {row[0]: (bytes(row[1]), bytes(row[2])) for row in cursor.fetchall()}
+
+
+def _compare(entry: JournalEntry, stored: tuple[bytes, bytes] | None) -> Recorded | MlserveError:
+    if stored is None:
+        return TransactionConflict(
+            f"transaction {entry.transaction.id} is in the ledger with another time, customer, merchant, amount or "
+            "currency; a new transaction needs a new transaction_id"
+        )
+    digest, response = stored
+    if digest != entry.digest:
+        return TransactionConflict(
+            f"transaction {entry.transaction.id} was scored before with other contents; "
+            "a new transaction needs a new transaction_id"
+        )
+    return Recorded(stored=response)
+
+
+_journal = Journal()
+
+
+def journal() -> Journal:
+    """The journal of this process."""
+    return _journal
+
+
+def forget() -> None:
+    """Stops the journal of this process; the next `journal()` begins anew."""
+    global _journal
+    _journal.stop()
+    _journal = Journal()
+
+
+def _forget_after_fork() -> None:
+    global _journal
+    _journal = Journal()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,0 +1,80 @@
+"""Model versions by hand: `manage.py model list`, `manage.py model activate 3`, `manage.py model rollback`."""
+
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError
+
+from mlserve.errors import MlserveError
+from predictions.models import Activation, ModelVersion
+from predictions.registry.register import activate, find_model_version, roll_back
+
+
+class Command(BaseCommand):
+    help = "Lists the model versions, or lets another one serve. Every process obeys within a second."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("action", choices=["list", "activate", "rollback"])
+        parser.add_argument("version", type=int, nargs="?", help="with `activate`: the number of the model version")
+        parser.add_argument("--name", default="fraud", help="of the model")
+        parser.add_argument("--reason", default="", help="kept with the activation")
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        action, version, as_json = options["action"], options["version"], options["json"]
+        if (action == "activate") != (version is not None):
+            raise CommandError("`activate` takes the number of a model version, the others take none", returncode=2)
+        try:
+            if action == "list":
+                self._list(as_json=as_json)
+            elif action == "activate":
+                model_version = find_model_version(name=options["name"], version=version)
+                self._tell(activate(model_version, reason=options["reason"]), as_json=as_json)
+            else:
+                self._tell(roll_back(reason=options["reason"] or "rollback"), as_json=as_json)
+        except MlserveError as error:
+            raise CommandError(error.detail) from error
+        except DatabaseError as error:
+            raise CommandError(f"PostgreSQL refuses: {error}. Is it migrated (`manage.py migrate`)?") from error
+
+    def _list(self, *, as_json: bool) -> None:
+        newest = Activation.objects.first()
+        active_id = newest.model_version_id if newest else None
+        listed = [_as_dict(one, active=one.pk == active_id) for one in ModelVersion.objects.all()]
+        if as_json:
+            self.stdout.write(json.dumps({"models": listed}))
+            return
+        for one in listed:
+            metrics = one["metrics"]
+            self.stdout.write(
+                f"{'*' if one['active'] else ' '} {one['name']} {one['version']:<4} {one['estimator']:<20} "
+                f"AUC {metrics['auc_roc']:.3f}  AP {metrics['average_precision']:.3f}  "
+                f"parity {'passed' if one['parity']['passed'] else 'FAILED'}  {one['created_at']}  {one['digest'][:12]}"
+            )
+        if not listed:
+            self.stdout.write("no model version yet: run `manage.py train`")
+
+    def _tell(self, activation: Activation, *, as_json: bool) -> None:
+        model_version = activation.model_version
+        if as_json:
+            report = {"activation": activation.pk, "name": model_version.name, "version": model_version.version}
+            self.stdout.write(json.dumps(report))
+        else:
+            self.stdout.write(f"model {model_version} serves (activation {activation.pk})")
+
+
+def _as_dict(model_version: ModelVersion, *, active: bool) -> dict[str, Any]:
+    return {
+        "name": model_version.name,
+        "version": model_version.version,
+        "active": active,
+        "estimator": model_version.estimator,
+        "features": model_version.feature_names,
+        "thresholds": {"review_from": model_version.review_from, "decline_from": model_version.decline_from},
+        "digest": model_version.digest,
+        "metrics": model_version.metrics,
+        "training": model_version.training,
+        "parity": model_version.parity,
+        "created_at": model_version.created_at.isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,127 @@
+"""What goes in and out of scoring. The HTTP API, the commands and the journal speak these."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from mlserve.cache.outcome import Degradation
+
+# `$` also matches before a final newline in Python, but not in the ECMA dialect that JSON Schema speaks.
+TransactionId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._:-]+\Z",
+        description="1 to 64 of the characters A-Z a-z 0-9 . _ : -",
+        extra_json_schema={"pattern": "^[A-Za-z0-9._:-]+$"},
+    ),
+]
+EntityId = TransactionId
+Amount = Annotated[
+    float, Meta(ge=0, le=1_000_000_000, description="in units of the currency, 0 to 1,000,000,000, at most 4 decimals")
+]
+Currency = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Z]{3}\Z",
+        description="three capital letters (ISO 4217)",
+        extra_json_schema={"pattern": "^[A-Z]{3}$"},
+    ),
+]
+Moment = Annotated[
+    datetime, Meta(tz=True, description="RFC 3339 with a time zone, from 1970 to at most one day from now")
+]
+MaxAge = Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, 0 to 31,536,000 (a year)")]
+
+
+class RiskLevel(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A transaction to be scored. `max_age_s` is tighter than policy; 0 reads the source."""
+
+    transaction_id: TransactionId
+    occurred_at: Moment
+    customer_id: EntityId
+    merchant_id: EntityId
+    amount: Amount
+    currency: Currency = "EUR"
+    max_age_s: MaxAge | None = None
+
+
+class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to answer. A dry run stores nothing, fills nothing and counts nothing."""
+
+    features: bool = False
+    trace: bool = False
+    reasons: bool = False
+    dry_run: bool = False
+
+
+class ServedModel(msgspec.Struct, frozen=True):
+    name: str
+    version: int
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """`effect` is the change of the score against this feature at its training median, in probability."""
+
+    feature: str
+    value: float
+    effect: float
+    text: str
+
+
+class ServedFeature(msgspec.Struct, frozen=True):
+    """One number of the model's input, with where it came from.
+
+    A feature that derives from two groups shows the older one, or the one that is stale. `as_of` and `age_s` are None
+    for what the request itself determines and for defaults.
+    """
+
+    name: str
+    value: float
+    tier: str
+    as_of: datetime | None
+    age_s: float | None
+    max_age_s: float | None
+    stale: bool
+
+
+class ServedTier(msgspec.Struct, frozen=True):
+    tier: str
+    asked: int
+    hit: int
+    ms: float
+
+
+class ScoreResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer. `features` and `trace` stand there if they were asked for."""
+
+    transaction_id: str
+    score: float
+    risk_level: RiskLevel
+    decision: str
+    reasons: tuple[Reason, ...]
+    degraded: bool
+    degraded_reasons: tuple[str, ...]
+    oldest_feature_age_s: float | None
+    model: ServedModel
+    policy_version: int
+    prediction_tier: str
+    decided_at: datetime
+    features: tuple[ServedFeature, ...] | None = None
+    trace: tuple[ServedTier, ...] | None = None
+
+
+def with_degradation(response: ScoreResponse, degradation: Degradation) -> ScoreResponse:
+    """The same answer, flagged."""
+    reasons = tuple(sorted({*response.degraded_reasons, degradation}))
+    return msgspec.structs.replace(response, degraded=True, degraded_reasons=reasons)

@@ -1,0 +1,85 @@
+"""Model versions and the decisions that they gave."""
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.db.models.functions import Now
+
+
+class ModelVersion(models.Model):
+    """A trained model. Never changed after registration; which one serves is `Activation`'s matter."""
+
+    name = models.TextField(default="fraud")
+    version = models.PositiveIntegerField()
+    estimator = models.TextField()
+    feature_names = ArrayField(models.TextField())
+    """The input vector, in this order."""
+    feature_baseline = ArrayField(models.FloatField())
+    """Median of each feature over the training rows: what reasons compare with."""
+    review_from = models.FloatField()
+    decline_from = models.FloatField()
+    digest = models.CharField(max_length=64)
+    """SHA-256 of the ONNX artifact, in hex; checked before it is loaded."""
+    metrics = models.JSONField()
+    training = models.JSONField()
+    """Data span, seed, rows, library versions: what is needed to train it again."""
+    parity = models.JSONField()
+    """Largest difference between ONNX and scikit-learn, decisions that differed, rows compared."""
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        constraints = (models.UniqueConstraint(fields=["name", "version"], name="model_version_unique"),)
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+class ModelArtifact(models.Model):
+    """The bytes, in Postgres, so that every host that serves has them."""
+
+    model_version = models.OneToOneField(
+        ModelVersion, on_delete=models.CASCADE, primary_key=True, related_name="artifact"
+    )
+    onnx = models.BinaryField()
+    skops = models.BinaryField()
+
+    def __str__(self) -> str:
+        return f"artifact of {self.model_version_id}"
+
+
+class Activation(models.Model):
+    """The newest row says which model version serves; a rollback is a new row."""
+
+    model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT)
+    at = models.DateTimeField(db_default=Now(), editable=False)
+    reason = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.model_version}"
+
+
+class Decision(models.Model):
+    """The journal: every decision that was acknowledged, with the provenance that it was given with."""
+
+    transaction_id = models.TextField(primary_key=True)
+    client = models.TextField()
+    """The API key's prefix, or `command`."""
+    request_digest = models.BinaryField()
+    """SHA-256 of the canonical request: tells a repetition from a conflict."""
+    model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT)
+    policy_version = models.BigIntegerField()
+    score = models.FloatField()
+    decision = models.TextField()
+    degraded = models.BooleanField()
+    response = models.BinaryField()
+    """The whole response with features and trace, as JSON bytes."""
+    decided_at = models.DateTimeField()
+
+    class Meta:
+        indexes = (models.Index(fields=["-decided_at"], name="decision_time"),)
+
+    def __str__(self) -> str:
+        return f"{self.transaction_id}: {self.decision}"

@@ -1,0 +1,107 @@
+"""Model versions into Postgres, and which of them serves."""
+
+from dataclasses import asdict
+from importlib.metadata import version as library_version
+from typing import TYPE_CHECKING
+
+from django.db import connection, transaction
+from django.db.models import Max
+
+from mlserve.errors import MlserveError
+from predictions.models import Activation, ModelArtifact, ModelVersion
+from predictions.registry.active import load_model_version
+from predictions.registry.artifact import ArtifactRefused, artifact_digest
+
+if TYPE_CHECKING:  # web processes activate, but never train: they do without scikit-learn
+    from predictions.registry.train import TrainedModel
+
+_LIBRARIES = ("scikit-learn", "skl2onnx", "onnx", "onnxruntime", "numpy", "skops")
+
+
+class ActivationRefused(MlserveError):
+    """This model version may not serve. The message says why and what is allowed."""
+
+
+class UnknownModelVersion(MlserveError):
+    """There is no such model version. The message names those that there are."""
+
+
+def register(trained: "TrainedModel") -> ModelVersion:
+    """Stores a model version under the next number of its name. It does not serve until it is activated."""
+    plan = trained.plan
+    with transaction.atomic():
+        model_version = ModelVersion.objects.create(
+            name=plan.model_name,
+            version=_next_version(plan.model_name),
+            estimator=plan.kind.value,
+            feature_names=list(plan.feature_names),
+            feature_baseline=list(trained.baseline),
+            review_from=trained.thresholds.review_from,
+            decline_from=trained.thresholds.decline_from,
+            digest=artifact_digest(trained.onnx_bytes),
+            metrics={
+                **asdict(trained.quality),
+                "train_rows": trained.train_rows,
+                "train_frauds": trained.train_frauds,
+                "test_rows": trained.test_rows,
+                "test_frauds": trained.test_frauds,
+            },
+            training={
+                "train_start": plan.periods.train_start.isoformat(),
+                "train_days": plan.periods.train_days,
+                "delay_days": plan.periods.delay_days,
+                "test_days": plan.periods.test_days,
+                "last_day": plan.periods.last_day.isoformat(),
+                "seed": plan.seed,
+                "libraries": {name: library_version(name) for name in _LIBRARIES},
+            },
+            parity={**asdict(trained.parity), "passed": trained.parity.passed, "summary": str(trained.parity)},
+        )
+        ModelArtifact.objects.create(model_version=model_version, onnx=trained.onnx_bytes, skops=trained.skops_bytes)
+    return model_version
+
+
+def activate(model_version: ModelVersion, *, reason: str = "") -> Activation:
+    """Lets a model version serve, in every process within a second.
+
+    Raises ActivationRefused unless it passed the parity gate and its stored artifact still is what was registered.
+    """
+    if model_version.parity.get("passed") is not True:
+        summary = model_version.parity.get("summary", "it was never compared with scikit-learn")
+        raise ActivationRefused(f"model {model_version} is registered, but may not serve: {summary}")
+    try:
+        load_model_version(ModelVersion.objects.select_related("artifact").get(pk=model_version.pk))
+    except ArtifactRefused as refused:
+        raise ActivationRefused(f"model {model_version} may not serve: {refused}") from refused
+    return Activation.objects.create(model_version=model_version, reason=reason)
+
+
+def roll_back(*, reason: str = "rollback") -> Activation:
+    """Activates the model version that served before the present one. Raises ActivationRefused if there is none."""
+    present = Activation.objects.first()
+    before = (
+        Activation.objects.exclude(model_version_id=present.model_version_id).select_related("model_version").first()
+        if present is not None
+        else None
+    )
+    if before is None:
+        raise ActivationRefused("no other model version has served before: there is nothing to roll back to")
+    return activate(before.model_version, reason=reason)
+
+
+def find_model_version(*, name: str, version: int) -> ModelVersion:
+    """Raises UnknownModelVersion."""
+    found = ModelVersion.objects.filter(name=name, version=version).first()
+    if found is None:
+        known = ModelVersion.objects.order_by("name", "version")
+        listed = ", ".join(str(one) for one in known[:50]) or "none; `manage.py train` makes one"
+        raise UnknownModelVersion(f"there is no model {name} {version}. Known: {listed}")
+    return found
+
+
+def _next_version(name: str) -> int:
+    """The next free number; others who register this name wait until the transaction ends."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"model version of {name}"])
+    highest: int | None = ModelVersion.objects.filter(name=name).aggregate(highest=Max("version"))["highest"]
+    return (highest or 0) + 1

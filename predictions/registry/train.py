@@ -1,0 +1,159 @@
+"""From the ledger to a trained, measured and exported model. Writes nothing: see `register.py`."""
+
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+from django.db.models import Min
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from features.definitions import MODEL_FEATURES
+from features.models import Transaction
+from features.point_in_time import TrainingSet, training_vectors
+from predictions.decisions import Thresholds
+from predictions.registry.estimators import Estimator, EstimatorKind, make_estimator
+from predictions.registry.export import export_onnx, export_skops
+from predictions.registry.parity import Parity, compare, rows_to_compare
+from predictions.registry.protocol import Integers, Periods, Quality, TooLittleData, assess, latest_train_start, split
+from predictions.registry.stages import Stages
+from predictions.registry.thresholds import choose_thresholds, unseen_scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """What to train, on what."""
+
+    model_name: str
+    kind: EstimatorKind
+    feature_names: tuple[str, ...]
+    periods: Periods
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedModel:
+    """Everything that a model version consists of. `baseline` is each feature's median over the training rows."""
+
+    plan: TrainingPlan
+    estimator: Estimator
+    onnx_bytes: bytes
+    skops_bytes: bytes
+    thresholds: Thresholds
+    baseline: tuple[float, ...]
+    quality: Quality
+    parity: Parity
+    train_rows: int
+    train_frauds: int
+    test_rows: int
+    test_frauds: int
+
+
+def periods_in_ledger(*, train_start: date | None, train_days: int, delay_days: int, test_days: int) -> Periods:
+    """The periods from `train_start` on, or the latest ones that end with the newest labelled transaction.
+
+    Raises TooLittleData where the ledger does not reach over all of them.
+    """
+    labelled = Transaction.objects.filter(is_fraud__isnull=False)
+    newest = labelled.order_by("-occurred_at").values_list("occurred_at", flat=True).first()
+    oldest = Transaction.objects.aggregate(oldest=Min("occurred_at"))["oldest"]
+    if newest is None:
+        what = "is empty" if oldest is None else "has no labelled transaction"
+        raise TooLittleData(f"the ledger {what}: run `manage.py import_transactions` or `simulate_transactions` first")
+    periods = Periods(
+        train_start=train_start or newest.date(), train_days=train_days, delay_days=delay_days, test_days=test_days
+    )
+    if train_start is None:
+        periods = periods.starting(latest_train_start(newest, days=periods.days))
+    if periods.train_start < oldest.date() or periods.last_day > newest.date():
+        raise TooLittleData(
+            f"labelled transactions go from {oldest:%Y-%m-%d %H:%M} to {newest:%Y-%m-%d %H:%M} UTC, which does "
+            f"not hold {periods}. Choose --train-start, --train-days, --delay-days and --test-days in it or import more"
+        )
+    return periods
+
+
+def train(plan: TrainingPlan, *, stages: Stages) -> TrainedModel:
+    """Trains on the training period, chooses thresholds on it, measures on the test period, exports, compares.
+
+    The same ledger, plan and library versions give the same artifact. Raises TooLittleData.
+    """
+    with stages.stage("vectors"):
+        periods = plan.periods
+        vectors = training_vectors(periods.train_start, periods.last_day, plan.feature_names, progress=stages.progress)
+        _check_labelled(vectors)
+        rows = _float32(vectors.X)
+        days = vectors.occurred_at.astype("datetime64[D]").astype(np.int64)
+        customers = _numbered(vectors)
+        labels = vectors.labels
+        part = split(periods=periods, days=days, customers=customers, labels=labels)
+    # One thread: two would wait for each other actively and cost the scoring processes of the same host more than they
+    # save here.
+    with threadpool_limits(1, user_api="openmp"):
+        with stages.stage("fit"):
+            estimator = make_estimator(plan.kind, seed=plan.seed).fit(rows[part.train], labels[part.train])
+        with stages.stage("thresholds"):
+            thresholds = choose_thresholds(
+                unseen_scores=unseen_scores(
+                    kind=plan.kind,
+                    seed=plan.seed,
+                    rows=rows[part.train],
+                    labels=labels[part.train],
+                    customers=customers[part.train],
+                ),
+                labels=labels[part.train],
+                final_scores=estimator.predict_proba(rows[part.train])[:, 1],
+            )
+        with stages.stage("test"):
+            quality = assess(
+                scores=estimator.predict_proba(rows[part.test])[:, 1],
+                labels=labels[part.test],
+                days=days[part.test],
+                customers=customers[part.test],
+            )
+        with stages.stage("export"):
+            onnx_bytes = export_onnx(estimator, model_name=plan.model_name, feature_names=plan.feature_names)
+            skops_bytes = export_skops(estimator)
+        with stages.stage("parity"):
+            defaults = tuple(MODEL_FEATURES[name].default for name in plan.feature_names)
+            parity = compare(
+                estimator=estimator,
+                onnx_bytes=onnx_bytes,
+                rows=rows_to_compare(test=rows[part.test], train=rows[part.train], defaults=defaults),
+                thresholds=thresholds,
+            )
+    return TrainedModel(
+        plan=plan,
+        estimator=estimator,
+        onnx_bytes=onnx_bytes,
+        skops_bytes=skops_bytes,
+        thresholds=thresholds,
+        baseline=tuple(np.median(rows[part.train], axis=0).tolist()),
+        quality=quality,
+        parity=parity,
+        train_rows=len(part.train),
+        train_frauds=int(labels[part.train].sum()),
+        test_rows=len(part.test),
+        test_frauds=int(labels[part.test].sum()),
+    )
+
+
+def _check_labelled(vectors: TrainingSet) -> None:
+    unlabelled = np.flatnonzero(vectors.labels < 0)
+    if len(unlabelled):
+        first = unlabelled[0]
+        raise TooLittleData(
+            f"{len(unlabelled)} of {len(vectors)} transactions in these days have no label, the first is "
+            f"{vectors.transaction_ids[first]} of {vectors.occurred_at[first]} UTC. Choose an earlier --train-start, "
+            "or import their labels"
+        )
+
+
+def _float32(X: NDArray[np.floating]) -> NDArray[np.float32]:
+    # As serving will see it: trees that were trained on float64 split differently when they are fed float32.
+    return X.astype(np.float32)
+
+
+def _numbered(vectors: TrainingSet) -> Integers:
+    numbers: Integers = np.unique(vectors.customer_ids, return_inverse=True)[1]
+    return numbers

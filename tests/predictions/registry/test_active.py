@@ -1,0 +1,182 @@
+"""Which model serves, in a process that must not ask Postgres on every request."""
+
+import threading
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connection, connections
+from django.test.utils import CaptureQueriesContext
+
+from features.definitions import BASELINE_FEATURES
+from predictions.models import ModelArtifact, ModelVersion
+from predictions.registry import active
+from predictions.registry.active import NoActiveModel, current_model, refresh
+from predictions.registry.artifact import ArtifactRefused
+from predictions.registry.estimators import EstimatorKind
+from predictions.registry.export import export_skops
+from predictions.registry.parity import Parity
+from predictions.registry.protocol import Periods, Quality
+from predictions.registry.register import ActivationRefused, activate, register, roll_back
+from predictions.registry.train import TrainedModel, TrainingPlan
+from tests.fixtures.servers import ServerHandle
+from tests.predictions.registry import examples
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process() -> Iterator[None]:
+    active.forget()
+    yield
+    active.forget()
+
+
+def _trained(*, seed: int = 0, passed: bool = True) -> TrainedModel:
+    kind = EstimatorKind.DECISION_TREE
+    return TrainedModel(
+        plan=TrainingPlan(
+            model_name="fraud",
+            kind=kind,
+            feature_names=BASELINE_FEATURES,
+            periods=Periods(train_start=date(2024, 3, 1)),
+            seed=seed,
+        ),
+        estimator=examples.estimator(kind, seed),
+        onnx_bytes=examples.onnx_of(kind, seed),
+        skops_bytes=export_skops(examples.estimator(kind, seed)),
+        thresholds=examples.THRESHOLDS,
+        baseline=(1.0,) * len(BASELINE_FEATURES),
+        quality=Quality(auc_roc=0.9, average_precision=0.5, card_precision_at_100=0.3),
+        parity=Parity(max_difference=0.0 if passed else 1.0, differing_decisions=0, rows=10),
+        train_rows=100,
+        train_frauds=10,
+        test_rows=100,
+        test_frauds=10,
+    )
+
+
+def _connect_anew() -> None:
+    """Drops the pool, which would wait longer after each failed attempt before it tried again."""
+    connections.close_all()
+    for one in connections.all():
+        one.close_pool()  # type: ignore[attr-defined]
+
+
+def _break(model_version: ModelVersion) -> None:
+    ModelArtifact.objects.filter(model_version=model_version).update(onnx=b"torn")
+
+
+def test_without_an_activation_there_is_no_model() -> None:
+    """The error says which command helps; an activation afterwards is picked up."""
+    with pytest.raises(NoActiveModel, match=r"manage\.py train"):
+        current_model()
+    activate(register(_trained()))
+    refresh()
+    assert current_model().version == 1
+
+
+def test_the_newest_activation_serves() -> None:
+    """An activation replaces the model as a whole; a rollback is one more activation."""
+    first = activate(register(_trained()))
+    assert current_model().activation_id == first.pk
+    second = activate(register(_trained(seed=1)))
+    refresh()
+    assert (current_model().version, current_model().activation_id) == (2, second.pk)
+    assert current_model().thresholds == examples.THRESHOLDS
+    roll_back()
+    refresh()
+    assert current_model().version == 1
+
+
+def test_other_processes_see_an_activation_by_themselves() -> None:
+    """Nobody calls `refresh`: the poller finds the activation."""
+    activate(register(_trained()))
+    assert current_model().version == 1
+    activate(register(_trained(seed=1)))
+    seen = threading.Event()
+    original = active._active.poller._poll
+
+    def poll() -> None:
+        original()
+        seen.set()
+
+    active._active.poller._poll = poll
+    assert seen.wait(20)
+    assert current_model().version == 2
+
+
+def test_a_loaded_model_costs_no_query() -> None:
+    """The hot path reads a variable."""
+    activate(register(_trained()))
+    current_model()
+    with CaptureQueriesContext(connection) as queries:
+        for _ in range(100):
+            current_model()
+    assert len(queries) == 0
+
+
+def test_postgres_away_leaves_the_model_serving(postgres: ServerHandle) -> None:
+    """The last model goes on; a process that has none says so at once after its first attempt."""
+    activate(register(_trained()))
+    model = current_model()
+    postgres.kill()
+    try:
+        with pytest.raises(DatabaseError):
+            refresh()
+        assert current_model() is model
+        active.forget()
+        for _ in range(2):
+            with pytest.raises(DatabaseError):
+                current_model()
+    finally:
+        postgres.start()
+        _connect_anew()
+
+
+def test_a_torn_artifact_never_replaces_a_good_one() -> None:
+    """An activation whose bytes changed since is refused by every process; the old model goes on serving."""
+    activate(register(_trained()))
+    good = current_model()
+    newer = register(_trained(seed=1))
+    activate(newer)
+    _break(newer)
+    for _ in range(2):
+        with pytest.raises(ArtifactRefused, match="SHA-256"):
+            active._Active.__dict__["_poll"](active._active)
+    assert current_model() is good
+
+
+def test_a_torn_artifact_cannot_be_activated() -> None:
+    """Activation checks the stored bytes again."""
+    model_version = register(_trained())
+    _break(model_version)
+    with pytest.raises(ActivationRefused, match="SHA-256"):
+        activate(model_version)
+
+
+def test_a_model_that_failed_the_gate_cannot_be_activated() -> None:
+    """Whoever asks: the registered comparison decides."""
+    with pytest.raises(ActivationRefused, match="differ by up to 1 "):
+        activate(register(_trained(passed=False)))
+
+
+def test_registering_at_the_same_time_gives_different_versions() -> None:
+    """Two trainings that end together get consecutive numbers."""
+    barrier, found = threading.Barrier(4), []
+
+    def work(seed: int, **_: Any) -> None:
+        try:
+            trained = _trained(seed=seed)
+            barrier.wait()
+            found.append(register(trained).version)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=work, args=(0,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [1, 2, 3, 4]

@@ -1,0 +1,181 @@
+import shutil
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from features.ingest import NewTransaction
+from features.models import FeatureRow, Transaction
+from mlserve.cache.wiring import engine
+from mlserve.errors import MlserveError
+from predictions import spool
+from predictions.delivery import deliver_spooled
+from predictions.journal import Journal, JournalEntry, TransactionConflict, commit, stored_response
+from predictions.messages import RiskLevel, ScoreResponse, ServedModel
+from predictions.models import Decision, ModelVersion
+from tests.fixtures.population import World
+
+NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+def entry(transaction_id: str, *, digest: bytes = b"d" * 32, **changes: Any) -> JournalEntry:
+    transaction = NewTransaction(transaction_id, NOW, f"customer of {transaction_id}", "M1", 20.0, "EUR")
+    response = ScoreResponse(
+        transaction_id=transaction_id,
+        score=0.25,
+        risk_level=RiskLevel.LOW,
+        decision="approve",
+        reasons=(),
+        degraded=False,
+        degraded_reasons=(),
+        oldest_feature_age_s=None,
+        model=ServedModel("fraud", 1),
+        policy_version=1,
+        prediction_tier="computed",
+        decided_at=NOW,
+    )
+    return JournalEntry(
+        transaction=msgspec.structs.replace(transaction, **changes),
+        client="test",
+        digest=digest,
+        model_version_id=ModelVersion.objects.values_list("id", flat=True)[0],
+        policy_version=1,
+        response=response,
+    )
+
+
+def test_decisions_of_one_moment_share_a_commit_and_are_all_durable(world: World) -> None:
+    """Ledger, activity and decision of each, when `record` returns."""
+    journal, entries = Journal(), [entry(world.newcomer("t")) for _ in range(20)]
+    barrier = threading.Barrier(len(entries))
+
+    def record(each: JournalEntry) -> None:
+        barrier.wait()
+        assert not journal.record(each).spooled
+
+    threads = [threading.Thread(target=record, args=(each,)) for each in entries]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    journal.stop()
+    ids = [each.transaction.id for each in entries]
+    assert Decision.objects.filter(pk__in=ids).count() == 20
+    assert Transaction.objects.filter(pk__in=ids).count() == 20
+    customers = [each.transaction.customer_id for each in entries]
+    assert FeatureRow.objects.filter(group="customer_activity", entity_id__in=customers).count() == 20
+
+
+def test_repetitions_within_one_commit_are_found(world: World) -> None:
+    """The first of the batch stands; an equal one gets its answer, another one a conflict."""
+    name = world.newcomer("t")
+    first, same, other = entry(name), entry(name), entry(name, digest=b"x" * 32, amount=21.0)
+    outcomes = commit([first, same, other])
+    assert not isinstance(outcomes[0], MlserveError)
+    assert outcomes[0].stored is None
+    assert not isinstance(outcomes[1], MlserveError)
+    assert outcomes[1].stored == stored_response(name)
+    assert isinstance(outcomes[2], TransactionConflict)
+
+
+def test_an_imported_transaction_can_be_scored_as_it_is_and_not_otherwise(world: World) -> None:
+    """The ledger knows it, but nobody has decided yet; other contents are a conflict and leave no decision."""
+    known = Transaction.objects.get(pk="ledger-1")
+    contents: dict[str, Any] = {
+        "occurred_at": known.occurred_at,
+        "customer_id": known.customer_id,
+        "merchant_id": known.merchant_id,
+        "amount": float(known.amount),
+    }
+    (refused,) = commit([entry("ledger-1", **{**contents, "amount": 0.01})])
+    assert isinstance(refused, TransactionConflict)
+    assert stored_response("ledger-1") is None
+    (accepted,) = commit([entry("ledger-1", **contents)])
+    assert not isinstance(accepted, MlserveError)
+    assert stored_response("ledger-1") is not None
+
+
+def test_an_entry_that_postgres_refuses_harms_no_other(world: World) -> None:
+    """It fails alone; the rest of its batch is stored, the breaker stays closed, nothing is spooled."""
+    journal, bad, barrier = Journal(), entry(world.newcomer("t"), amount=1e20), threading.Barrier(5)
+    good = [entry(world.newcomer("t")) for _ in range(4)]
+    failures: list[MlserveError] = []
+
+    def record(each: JournalEntry) -> None:
+        barrier.wait()
+        try:
+            journal.record(each)
+        except MlserveError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=record, args=(each,)) for each in (bad, *good)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    journal.stop()
+    assert [bad.transaction.id in str(error) for error in failures] == [True]
+    assert Decision.objects.filter(pk__in=[each.transaction.id for each in good]).count() == 4
+    assert engine().l3_breaker.opened_count == 0
+    assert spool.pending_files() == []
+
+
+def test_a_spooled_decision_is_delivered_once_however_often(world: World, tmp_path: Path) -> None:
+    """A delivery that was cut off after its commit is repeated without harm: one decision, one place in the windows."""
+    each = entry(world.newcomer("t"))
+    spool.append([each])
+    spool.leave_own_file()
+    (path,) = spool.pending_files()
+    shutil.copy(path, tmp_path)
+    assert deliver_spooled() == 1
+    row = FeatureRow.objects.get(group="customer_activity", entity_id=each.transaction.customer_id)
+    stored = stored_response(each.transaction.id)
+    shutil.copy(tmp_path / path.name, path)
+    assert deliver_spooled() == 1
+    again = FeatureRow.objects.get(group="customer_activity", entity_id=each.transaction.customer_id)
+    assert (again.values, again.version) == (row.values, row.version)
+    assert stored_response(each.transaction.id) == stored
+    assert deliver_spooled() == 0
+
+
+def test_a_spooled_line_that_cannot_be_delivered_is_set_aside(world: World) -> None:
+    """Broken, or in conflict with a decision that stands: the others are delivered, and nothing is thrown away."""
+    name = world.newcomer("t")
+    commit([entry(name)])
+    conflicting, good = entry(name, digest=b"x" * 32), entry(world.newcomer("t"))
+    spool.append([conflicting, good])
+    spool.leave_own_file()
+    (path,) = spool.pending_files()
+    path.write_bytes(b'{"transaction": "?"}\n' + path.read_bytes())
+    assert deliver_spooled() == 3
+    assert stored_response(good.transaction.id) is not None
+    refused = spool.folder() / "refused.jsonl"
+    first, second = refused.read_bytes().splitlines()
+    refused.unlink()
+    assert first == b'{"transaction": "?"}'
+    assert msgspec.json.decode(second, type=JournalEntry) == conflicting
+
+
+def test_a_journal_that_is_stopped_finishes_what_it_has(world: World) -> None:
+    """And starts again with the next entry."""
+    journal = Journal()
+    for _ in range(2):
+        each = entry(world.newcomer("t"))
+        journal.record(each)
+        journal.stop()
+        assert stored_response(each.transaction.id) is not None
+    journal.stop()
+
+
+def test_a_repetition_is_compared_with_what_was_stored(world: World) -> None:
+    """Not with what this process remembers."""
+    each = entry(world.newcomer("t"))
+    journal = Journal()
+    assert journal.record(each).stored is None
+    assert journal.record(each).stored == stored_response(each.transaction.id)
+    with pytest.raises(TransactionConflict):
+        journal.record(msgspec.structs.replace(each, digest=b"y" * 32))
+    journal.stop()
