@@ -1,0 +1,97 @@
+"""Giving out API keys and taking them back. A key exists in the clear only in the answer to its making."""
+
+import re
+import secrets
+from collections.abc import Collection
+from datetime import datetime
+from hashlib import sha256
+from typing import ClassVar, Final
+
+import msgspec
+from django.db import IntegrityError, transaction
+
+from mlserve.api.models import ApiKey
+from mlserve.errors import ErrorCode, FieldError, MlserveError
+
+MINIMUM_LENGTH: Final = 16
+MAXIMUM_LENGTH: Final = 128
+_KEY_PREFIX: Final = "mls_"
+_RANDOM_BYTES: Final = 32
+"""43 characters in base64: guessing is hopeless, so one fast hash is enough to store."""
+_SHOWN_LENGTH: Final = 12
+_ALLOWED: Final = re.compile(r"[A-Za-z0-9._~+/=-]+").fullmatch
+"""What RFC 6750 lets a bearer token be."""
+
+
+class KeyRefused(MlserveError):
+    """The key cannot be made as asked; `errors` name each wrong field."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.INVALID_FIELDS
+
+
+class IssuedKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key in the clear with its record. `created` is False if this very key was there before, equal and valid."""
+
+    key: str
+    record: ApiKey
+    created: bool
+
+
+def digest_of(key: bytes) -> str:
+    """SHA-256 in hex: what is stored and looked up instead of the key."""
+    return sha256(key).hexdigest()
+
+
+def issue_key(*, name: str, scopes: Collection[str], key: str | None = None) -> IssuedKey:
+    """Stores a new random key, or the given one. Giving the same valid key with the same scopes again changes nothing.
+
+    Raises `KeyRefused` for an empty name, unknown or no scopes, a given key that is too short, has characters that a
+    bearer token may not have, was revoked, or exists with other scopes.
+    """
+    wanted = _checked(name=name, scopes=scopes, key=key)
+    if key is None:
+        key = _KEY_PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
+        prefix = key[:_SHOWN_LENGTH]
+    else:
+        # A chosen key is short; showing its first characters would give much of it away.
+        prefix = f"set_{digest_of(key.encode())[:8]}"
+    try:
+        with transaction.atomic():
+            record = ApiKey.objects.create(
+                name=name.strip(), prefix=prefix, digest=digest_of(key.encode()), scopes=wanted
+            )
+    except IntegrityError:
+        return IssuedKey(key=key, record=_same_key(key=key, scopes=wanted), created=False)
+    return IssuedKey(key=key, record=record, created=True)
+
+
+def revoke_key(record: ApiKey, *, now: datetime) -> bool:
+    """Ends the key's life in every process within `lookup.FRESH_FOR_S`. False if it had ended before."""
+    changed = ApiKey.objects.filter(pk=record.pk, revoked_at=None).update(revoked_at=now)
+    record.refresh_from_db()
+    return bool(changed)
+
+
+def _checked(*, name: str, scopes: Collection[str], key: str | None) -> list[str]:
+    errors = []
+    if not name.strip():
+        errors.append(FieldError(parameter="name", detail="say who uses the key"))
+    unknown = sorted(set(scopes) - set(ApiKey.Scope.values))
+    if unknown or not scopes:
+        what = f"unknown: {', '.join(unknown)}; " if unknown else "none given; "
+        errors.append(FieldError(parameter="scopes", detail=f"{what}allowed: {', '.join(ApiKey.Scope.values)}"))
+    if key is not None and not (MINIMUM_LENGTH <= len(key) <= MAXIMUM_LENGTH and _ALLOWED(key)):
+        detail = f"needs {MINIMUM_LENGTH} to {MAXIMUM_LENGTH} of the characters A-Z a-z 0-9 . _ ~ + / = -"
+        errors.append(FieldError(parameter="key", detail=detail))
+    if errors:
+        raise KeyRefused("; ".join(f"{error.parameter}: {error.detail}" for error in errors), errors=errors)
+    return [scope for scope in ApiKey.Scope.values if scope in scopes]
+
+
+def _same_key(*, key: str, scopes: list[str]) -> ApiKey:
+    record = ApiKey.objects.get(digest=digest_of(key.encode()))
+    if record.revoked_at is not None:
+        raise KeyRefused(f"key: this key was revoked at {record.revoked_at:%Y-%m-%d %H:%M:%S} UTC; choose another")
+    if record.scopes != scopes:
+        raise KeyRefused(f"key: this key exists with the scopes {', '.join(record.scopes)}; revoke it first")
+    return record

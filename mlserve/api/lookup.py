@@ -1,0 +1,116 @@
+"""Which client a key belongs to, mostly without asking Postgres.
+
+A key that was confirmed less than `FRESH_FOR_S` ago is taken as it is. After that one request asks Postgres while the
+others go on with what is known. If Postgres does not answer, a known key stays good for `KEPT_FOR_S` after it was last
+confirmed: an outage of the database must not become one of scoring. Unknown keys are remembered for a second too, so
+that a client with a wrong key cannot make a query of every request; they can never push out known ones.
+"""
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+import msgspec
+from django.db import InterfaceError, OperationalError
+
+from mlserve.api.models import ApiKey
+
+FRESH_FOR_S: Final = 1.0
+KEPT_FOR_S: Final = 600.0
+RETRY_AFTER_FAILURE_S: Final = 2.0
+"""Time between tries while Postgres is away: each may wait that long for a connection."""
+_MAX_ENTRIES: Final = 10_000
+
+
+class ApiClient(msgspec.Struct, frozen=True, gc=False):
+    """Who calls. `id` is the key's prefix: safe to log and to keep with a decision."""
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+
+    @property
+    def is_authenticated(self) -> bool:
+        """REST framework asks it of every user."""
+        return True
+
+
+class _Known(msgspec.Struct, gc=False):
+    client: ApiClient
+    confirmed_at: float
+    ask_again_at: float
+    asking: threading.Lock
+
+
+class KeyDirectory:
+    """Looks keys up by digest. Thread-safe. `load` returns None for a key that is unknown or revoked."""
+
+    def __init__(
+        self, *, load: Callable[[str], ApiClient | None], clock: Callable[[], float], max_entries: int = _MAX_ENTRIES
+    ) -> None:
+        self._load = load
+        self._clock = clock
+        self._max_entries = max_entries
+        self._known: dict[str, _Known] = {}
+        self._unknown_until: dict[str, float] = {}
+
+    def find(self, digest: str) -> ApiClient | None:
+        """The client, or None if the key is not valid. Raises Django's `OperationalError` or `InterfaceError` if
+
+        Postgres does not answer and the key was not confirmed within the last `KEPT_FOR_S`.
+        """
+        now = self._clock()
+        known = self._known.get(digest)
+        if known is None:
+            return None if self._unknown_until.get(digest, now) > now else self._ask(digest)
+        if known.ask_again_at > now:
+            return known.client
+        kept = known.confirmed_at + KEPT_FOR_S > now
+        if not known.asking.acquire(blocking=not kept):
+            return known.client
+        try:
+            return self._ask(digest)
+        except (OperationalError, InterfaceError):
+            if not kept:
+                raise
+            known.ask_again_at = self._clock() + RETRY_AFTER_FAILURE_S
+            return known.client
+        finally:
+            known.asking.release()
+
+    def forget(self) -> None:
+        """Drops everything, so that the next look-ups ask Postgres."""
+        self._known.clear()
+        self._unknown_until.clear()
+
+    def _ask(self, digest: str) -> ApiClient | None:
+        client = self._load(digest)
+        now = self._clock()
+        if client is None:
+            self._known.pop(digest, None)
+            _make_room(self._unknown_until, self._max_entries)
+            self._unknown_until[digest] = now + FRESH_FOR_S
+        else:
+            self._unknown_until.pop(digest, None)
+            _make_room(self._known, self._max_entries)
+            self._known[digest] = _Known(client, now, now + FRESH_FOR_S, threading.Lock())
+        return client
+
+
+def _make_room(entries: dict[str, Any], max_entries: int) -> None:
+    while len(entries) >= max_entries:
+        # Other threads may take the same oldest entry, or change the table meanwhile: then it is tried again.
+        try:
+            entries.pop(next(iter(entries)), None)
+        except (RuntimeError, StopIteration):
+            continue
+
+
+def _load(digest: str) -> ApiClient | None:
+    row = ApiKey.objects.filter(digest=digest, revoked_at=None).values_list("prefix", "name", "scopes").first()
+    return None if row is None else ApiClient(row[0], row[1], frozenset(row[2]))
+
+
+directory: Final = KeyDirectory(load=_load, clock=monotonic)
+"""This process's directory."""

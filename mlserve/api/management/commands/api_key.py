@@ -1,0 +1,86 @@
+"""`manage.py api_key`: makes, lists and revokes API keys."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from django.core.management.base import BaseCommand, CommandParser
+from django.db import InterfaceError, OperationalError
+
+from mlserve.api.keys import KeyRefused, issue_key, revoke_key
+from mlserve.api.models import ApiKey
+
+
+class Command(BaseCommand):
+    """Exit codes: 0 done, 1 failed, 2 usage."""
+
+    help = "Makes, lists and revokes API keys. A new key is shown once and never again."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        actions = parser.add_subparsers(dest="action", required=True, metavar="create|list|revoke")
+        create = actions.add_parser("create", help="make a key")
+        create.add_argument("--name", required=True, help="who uses it")
+        create.add_argument("--scopes", default="score", help=f"comma-separated: {', '.join(ApiKey.Scope.values)}")
+        create.add_argument("--key", help="set this key (16 characters or more) instead of a random one")
+        listing = actions.add_parser("list", help="show all keys, without the keys themselves")
+        revoke = actions.add_parser("revoke", help="end a key; every process obeys within a second")
+        revoke.add_argument("prefix", help="as `list` shows it")
+        for action in (create, listing, revoke):
+            action.add_argument("--json", action="store_true", help="one JSON document on stdout")
+
+    def handle(self, *, action: str, **options: Any) -> None:
+        try:
+            getattr(self, f"_{action}")(**options)
+        except KeyRefused as error:
+            self._fail(str(error), code=2 if error.errors else 1)
+        except (OperationalError, InterfaceError) as error:
+            self._fail(f"the database does not answer: {error}", code=1)
+
+    def _create(self, *, name: str, scopes: str, key: str | None, json: bool, **_: Any) -> None:
+        wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+        issued = issue_key(name=name, scopes=wanted, key=key)
+        self._say(
+            {"key": issued.key, "created": issued.created, **_described(issued.record)},
+            as_json=json,
+            text=f"{issued.key}\n(scopes: {', '.join(issued.record.scopes)}; shown this once, keep it safe)",
+        )
+
+    def _list(self, *, json: bool, **_: Any) -> None:
+        records = list(ApiKey.objects.all())
+        lines = [f"{'prefix':<14}{'scopes':<22}{'created (UTC)':<18}{'revoked (UTC)':<18}name"]
+        lines += [
+            f"{record.prefix:<14}{','.join(record.scopes):<22}{_minute(record.created_at):<18}"
+            f"{_minute(record.revoked_at):<18}{record.name}"
+            for record in records
+        ]
+        self._say({"keys": [_described(record) for record in records]}, as_json=json, text="\n".join(lines))
+
+    def _revoke(self, *, prefix: str, json: bool, **_: Any) -> None:
+        record = ApiKey.objects.filter(prefix=prefix).first()
+        if record is None:
+            self._fail(f"no key has the prefix {prefix!r}; `manage.py api_key list` shows them all", code=1)
+        changed = revoke_key(record, now=datetime.now(UTC))
+        text = f"revoked {record}" if changed else f"{record} was revoked before"
+        self._say({"revoked": changed, **_described(record)}, as_json=json, text=text)
+
+    def _say(self, document: dict[str, Any], *, as_json: bool, text: str) -> None:
+        self.stdout.write(json.dumps(document, indent=2) if as_json else text)
+
+    def _fail(self, message: str, *, code: int) -> NoReturn:
+        self.stderr.write(f"api_key: {message}")
+        sys.exit(code)
+
+
+def _described(record: ApiKey) -> dict[str, Any]:
+    return {
+        "prefix": record.prefix,
+        "name": record.name,
+        "scopes": record.scopes,
+        "created_at": record.created_at.isoformat(),
+        "revoked_at": record.revoked_at and record.revoked_at.isoformat(),
+    }
+
+
+def _minute(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}" if moment else "-"

@@ -1,0 +1,29 @@
+"""Who may call the API."""
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.db.models.functions import Now
+
+
+class ApiKey(models.Model):
+    """A bearer key. Only its SHA-256 is stored: the key has 256 random bits, so a slow hash would add nothing."""
+
+    class Scope(models.TextChoices):
+        SCORE = "score", "score transactions"
+        DEBUG = "debug", "look at features"
+        OPERATE = "operate", "change the cache"
+
+    name = models.TextField(help_text="Who uses it.")
+    prefix = models.CharField(max_length=12, unique=True, editable=False)
+    """The key's first characters, to recognise it by."""
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    scopes = ArrayField(models.TextField(choices=Scope.choices))
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        verbose_name = "API key"
+        ordering = ("-created_at",)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix}…)"

@@ -1,0 +1,95 @@
+"""The OpenAPI document: schemas from the msgspec types that encode and decode, and the problems of each view."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.utils import OpenApiExample, OpenApiResponse
+
+from mlserve.api.problems import CONTENT_TYPE, TYPE_PREFIX, Problem
+from mlserve.errors import STATUS_OF, TITLE_OF, ErrorCode
+
+_REF_TEMPLATE: Final = "#/components/schemas/{name}"
+_components: dict[str, Any] = {}
+
+ALWAYS: Final = (ErrorCode.MALFORMED_REQUEST, ErrorCode.INTERNAL)
+KEYED: Final = (*ALWAYS, ErrorCode.UNAUTHENTICATED, ErrorCode.FORBIDDEN, ErrorCode.SOURCE_UNAVAILABLE)
+"""What any view behind an API key may answer."""
+
+Responses = dict[tuple[int, str], OpenApiResponse]
+
+
+def schema_of(type_: Any) -> dict[str, Any]:
+    """A JSON schema of a msgspec-encodable type, made of references; what they refer to joins the document."""
+    (schema,), components = msgspec.json.schema_components([type_], ref_template=_REF_TEMPLATE)
+    _components.update(components)
+    return schema
+
+
+def answer(type_: Any, description: str, *, example: object, status: int = 200) -> Responses:
+    """A successful answer of that type."""
+    return {
+        (status, "application/json"): OpenApiResponse(
+            schema_of(type_),
+            description,
+            examples=[OpenApiExample(description, value=example, response_only=True, status_codes=[str(status)])],
+        )
+    }
+
+
+def problems(*codes: ErrorCode) -> Responses:
+    """The problem answers for these codes, one per status, every code an example."""
+    by_status: dict[int, list[ErrorCode]] = {}
+    for code in dict.fromkeys(codes):
+        by_status.setdefault(int(STATUS_OF[code]), []).append(code)
+    return {
+        (status, CONTENT_TYPE): OpenApiResponse(
+            schema_of(Problem),
+            ". ".join(TITLE_OF[code] for code in same) + ".",
+            examples=[_problem_example(code) for code in same],
+        )
+        for status, same in sorted(by_status.items())
+    }
+
+
+def add_components(result: dict[str, Any], generator: object, request: object, public: bool) -> dict[str, Any]:
+    """drf-spectacular's post-processing hook: adds what `schema_of` collected."""
+    schemas: dict[str, Any] = result.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(_components)
+    result["components"]["schemas"] = dict(sorted(schemas.items()))
+    return result
+
+
+def request_body(type_: Any) -> Mapping[str, Any]:
+    """The `request` of `extend_schema` for a JSON body of that type."""
+    return {"application/json": schema_of(type_)}
+
+
+def _problem_example(code: ErrorCode) -> OpenApiExample:
+    status = int(STATUS_OF[code])
+    value = {
+        "type": f"{TYPE_PREFIX}{code}",
+        "title": TITLE_OF[code],
+        "status": status,
+        "detail": "What exactly is wrong, and how to mend it.",
+        "code": str(code),
+        "request_id": "019aa9a2-6c5e-7b1d-9a55-3f0f6d1c2b7e",
+    }
+    return OpenApiExample(
+        str(code), value=value, response_only=True, status_codes=[str(status)], media_type=CONTENT_TYPE
+    )
+
+
+class BearerKeyScheme(OpenApiAuthenticationExtension):
+    """How `ApiKeyAuthentication` looks in the document."""
+
+    target_class = "mlserve.api.authentication.ApiKeyAuthentication"
+    name = "ApiKey"
+
+    def get_security_definition(self, auto_schema: object) -> dict[str, str]:
+        return {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key: `manage.py api_key create --name NAME --scopes score,debug`.",
+        }

@@ -1,0 +1,143 @@
+"""Every error that leaves the API: RFC 9457 problem details, whether Django, REST framework or the domain raised it.
+
+Nothing of an unforeseen exception leaves but the request id, under which the log has its traceback.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import structlog
+from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
+from django.views import defaults
+from rest_framework import exceptions
+from rest_framework.request import Request
+
+from mlserve.errors import STATUS_OF, TITLE_OF, ErrorCode, FieldError, MlserveError
+from mlserve.observability.request_id import request_id_of
+
+CONTENT_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:mlserve:error:"
+SOURCE_RETRY_AFTER_S: Final = 2
+"""How long Postgres' pool tries before it gives up: sooner makes no sense."""
+_PAGES: Final = ("/admin/", "/static/")
+"""What people open in a browser gets Django's own error pages."""
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of an error. `errors` names each wrong field or parameter."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: ErrorCode
+    request_id: str
+    errors: tuple[FieldError, ...] = ()
+
+
+_encode = msgspec.json.Encoder().encode
+_log = structlog.get_logger(__name__)
+
+
+def problem_response(
+    request: HttpRequest | Request,
+    code: ErrorCode,
+    detail: str,
+    *,
+    errors: Sequence[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+) -> HttpResponse:
+    """The problem as a response, its status from the table in `mlserve.errors`."""
+    status = int(STATUS_OF[code])
+    problem = Problem(
+        type=f"{TYPE_PREFIX}{code}",
+        title=TITLE_OF[code],
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request_id_of(request),
+        errors=tuple(errors),
+    )
+    return HttpResponse(_encode(problem), status=status, content_type=CONTENT_TYPE, headers=dict(headers or {}))
+
+
+def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpResponse | None:
+    """REST framework's `EXCEPTION_HANDLER`. None for what nobody foresaw: Django logs it and calls `server_error`."""
+    request: Request = context["request"]
+    match error:
+        case MlserveError():
+            if STATUS_OF[error.code] >= 500:
+                _log.warning("request_failed", code=str(error.code), detail=error.detail)
+            wait = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+            return problem_response(request, error.code, error.detail, errors=error.errors, headers=wait)
+        case OperationalError() | InterfaceError():
+            _log.warning("request_failed", code=str(ErrorCode.SOURCE_UNAVAILABLE), detail=str(error))
+            return problem_response(
+                request,
+                ErrorCode.SOURCE_UNAVAILABLE,
+                "The database does not answer; try again.",
+                headers={"Retry-After": str(SOURCE_RETRY_AFTER_S)},
+            )
+        case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
+            challenge = getattr(error, "challenge", None) or 'Bearer realm="mlserve"'
+            return problem_response(
+                request, ErrorCode.UNAUTHENTICATED, str(error.detail), headers={"WWW-Authenticate": challenge}
+            )
+        case exceptions.PermissionDenied():
+            return problem_response(request, ErrorCode.FORBIDDEN, str(error.detail))
+        case PermissionDenied():
+            return problem_response(request, ErrorCode.FORBIDDEN, "This is not allowed.")
+        case Http404() | exceptions.NotFound():
+            return problem_response(request, ErrorCode.NOT_FOUND, f"Nothing is at {request.path}.")
+        case exceptions.MethodNotAllowed():
+            allowed = ", ".join(context["view"].allowed_methods)
+            return problem_response(
+                request,
+                ErrorCode.METHOD_NOT_ALLOWED,
+                f"{request.method} is not allowed here; allowed: {allowed}.",
+                headers={"Allow": allowed},
+            )
+        case exceptions.NotAcceptable():
+            return problem_response(request, ErrorCode.NOT_ACCEPTABLE, "Only application/json is served here.")
+        case exceptions.UnsupportedMediaType():
+            return problem_response(request, ErrorCode.UNSUPPORTED_MEDIA_TYPE, str(error.detail))
+        case RequestDataTooBig():
+            return problem_response(request, ErrorCode.BODY_TOO_LARGE, "The body is too large.")
+        case exceptions.ParseError() | SuspiciousOperation() | UnreadablePostError():
+            return problem_response(request, ErrorCode.MALFORMED_REQUEST, "The request cannot be read.")
+    return None
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's `handler400`: a wrong Host header, a body that Django itself refuses."""
+    if request.path_info.startswith(_PAGES):
+        return defaults.bad_request(request, exception)
+    if isinstance(exception, RequestDataTooBig):
+        return problem_response(request, ErrorCode.BODY_TOO_LARGE, "The body is too large.")
+    return problem_response(request, ErrorCode.MALFORMED_REQUEST, "The request cannot be read; is the host right?")
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's `handler403`."""
+    if request.path_info.startswith(_PAGES):
+        return defaults.permission_denied(request, exception)
+    return problem_response(request, ErrorCode.FORBIDDEN, "This is not allowed.")
+
+
+def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's `handler404`."""
+    if request.path_info.startswith(_PAGES):
+        return defaults.page_not_found(request, exception)
+    return problem_response(request, ErrorCode.NOT_FOUND, f"Nothing is at {request.path_info}.")
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Django's `handler500`, called after the traceback was logged."""
+    if request.path_info.startswith(_PAGES):
+        return defaults.server_error(request)
+    return problem_response(
+        request, ErrorCode.INTERNAL, "An error that nobody foresaw; the log has it under this request id."
+    )

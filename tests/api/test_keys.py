@@ -1,0 +1,161 @@
+"""Making and revoking keys: by function, by command and in the admin."""
+
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.test import Client
+
+from mlserve.api.keys import KeyRefused, digest_of, issue_key, revoke_key
+from mlserve.api.lookup import directory
+from mlserve.api.models import ApiKey
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+CHOSEN = "chosen-by-somebody"
+
+pytestmark = pytest.mark.django_db
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        call_command("api_key", *arguments)
+        code = 0
+    except SystemExit as exit_:
+        code = int(exit_.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_only_the_digest_of_a_key_is_stored() -> None:
+    """And its first twelve characters, of which four are the same in all keys."""
+    issued = issue_key(name="a client", scopes=["score"])
+    assert issued.created
+    assert issued.key.startswith("mls_") and len(issued.key) == 47
+    row = ApiKey.objects.values().get()
+    assert row["digest"] == digest_of(issued.key.encode())
+    assert row["prefix"] == issued.key[:12]
+    assert issued.key not in str(row)
+
+
+def test_a_chosen_key_is_not_shown_by_its_prefix() -> None:
+    """Its first characters would be most of it."""
+    issued = issue_key(name="demo", scopes=["score"], key=CHOSEN)
+    assert issued.key == CHOSEN
+    assert CHOSEN[:4] not in issued.record.prefix
+
+
+def test_the_same_chosen_key_again_changes_nothing() -> None:
+    """So that a demo can set it at every start; in whatever order the scopes stand."""
+    first = issue_key(name="demo", scopes=["score", "debug"], key=CHOSEN)
+    again = issue_key(name="demo", scopes=["debug", "score"], key=CHOSEN)
+    assert (again.created, again.record) == (False, first.record)
+
+
+def test_a_chosen_key_keeps_its_scopes_and_its_end() -> None:
+    """Setting it again neither widens nor revives it."""
+    record = issue_key(name="demo", scopes=["score"], key=CHOSEN).record
+    with pytest.raises(KeyRefused, match="exists with the scopes score"):
+        issue_key(name="demo", scopes=["score", "operate"], key=CHOSEN)
+    assert revoke_key(record, now=NOW)
+    assert not revoke_key(record, now=NOW)
+    with pytest.raises(KeyRefused, match="was revoked at 2026-11-23 12:00:00 UTC"):
+        issue_key(name="demo", scopes=["score"], key=CHOSEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "scopes", "key", "wrong"),
+    [
+        (" ", ["score"], None, ["name"]),
+        ("x", [], None, ["scopes"]),
+        ("x", ["score", "admin"], None, ["scopes"]),
+        ("x", ["score"], "short", ["key"]),
+        ("x", ["score"], "with a space in it", ["key"]),
+        ("x", ["score"], "x" * 129, ["key"]),
+        ("", ["nothing"], "", ["name", "scopes", "key"]),
+    ],
+)
+def test_what_is_wrong_with_a_wish_is_said_at_once(
+    name: str, scopes: list[str], key: str | None, wrong: list[str]
+) -> None:
+    """Every wrong field, and nothing is stored."""
+    with pytest.raises(KeyRefused) as caught:
+        issue_key(name=name, scopes=scopes, key=key)
+    assert [error.parameter for error in caught.value.errors] == wrong
+    assert not ApiKey.objects.exists()
+
+
+def test_a_revoked_key_is_refused_over_http(client_with: Callable[..., Client]) -> None:
+    """At the latest when the second is over for which its last look-up counts."""
+    client = client_with("score")
+    assert client.get("/v1/models").status_code == 200
+    revoke_key(ApiKey.objects.get(), now=NOW)
+    directory.forget()
+    assert client.get("/v1/models").status_code == 401
+
+
+def test_the_command_makes_lists_and_revokes(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json` gives one document; the list never holds a key."""
+    code, out, _ = run(capsys, "create", "--name", "shop", "--scopes", "score, debug", "--json")
+    made = json.loads(out)
+    assert code == 0 and made["created"] and made["scopes"] == ["score", "debug"]
+
+    _, listed, _ = run(capsys, "list", "--json")
+    (shown,) = json.loads(listed)["keys"]
+    assert shown["prefix"] == made["prefix"] and shown["revoked_at"] is None
+    assert made["key"] not in listed
+
+    code, out, _ = run(capsys, "revoke", made["prefix"], "--json")
+    assert code == 0 and json.loads(out)["revoked"] is True
+    assert ApiKey.objects.get().revoked_at is not None
+    assert "shop" in run(capsys, "list")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["create", "--name", "x", "--scopes", "all"], 2, "allowed: score, debug, operate"),
+        (["create", "--name", "x", "--key", "short"], 2, "needs 16 to 128"),
+        (["revoke", "mls_nobody"], 1, "no key has the prefix"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    """With exit code 2 for wrong usage and 1 for what cannot be done."""
+    got, out, err = run(capsys, *arguments)
+    assert got == code and words in err and out == ""
+
+
+def test_the_admin_shows_a_new_key_once(admin_client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """In the message after saving, and neither on the page nor in a log afterwards."""
+    with caplog.at_level(logging.DEBUG):
+        saved = admin_client.post("/admin/api/apikey/add/", {"name": "shop", "scopes": ["score"]}, follow=True)
+    record = ApiKey.objects.get()
+    page = saved.content.decode()
+    key = page[page.index(record.prefix) :].split(" ")[0]
+    assert digest_of(key.encode()) == record.digest
+    again = admin_client.get("/admin/api/apikey/").content.decode()
+    assert record.prefix in again and key not in again
+    assert key not in caplog.text
+
+
+def test_the_admin_revokes_and_never_changes_or_deletes(admin_client: Client) -> None:
+    """A key that was given out stays as it was given, and stays on record."""
+    record = issue_key(name="shop", scopes=["score"]).record
+    admin_client.post("/admin/api/apikey/", {"action": "revoke", "_selected_action": [record.pk]})
+    record.refresh_from_db()
+    assert record.revoked_at is not None
+    assert admin_client.post(f"/admin/api/apikey/{record.pk}/delete/", {"post": "yes"}).status_code == 403
+    assert admin_client.post(f"/admin/api/apikey/{record.pk}/change/", {"name": "x"}).status_code == 403
+
+
+def test_staff_without_permission_see_no_keys(client: Client) -> None:
+    """Being staff is not enough."""
+    client.force_login(User.objects.create_user("staff", is_staff=True))
+    assert client.get("/admin/api/apikey/").status_code == 403
+    assert client.post("/admin/api/apikey/add/", {"name": "x", "scopes": ["score"]}).status_code == 403
+    assert not ApiKey.objects.exists()

@@ -1,0 +1,80 @@
+"""Log lines: where they go, what they carry, and what never stands in them."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+import structlog
+from django.conf import settings
+from django.test import Client
+
+from mlserve.observability.logging import configure, without_secrets
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def json_lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[dict[str, object]]]]:
+    """Logging as in production; what was written since the last call."""
+    configure({"level": "INFO", "format": "json"})
+    yield lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    configure(settings.LOGGING)
+
+
+def test_a_request_is_one_line(client: Client, json_lines: Callable[[], list[dict[str, object]]]) -> None:
+    """With the route, not the address, so that no id stands in it."""
+    json_lines()
+    client.get("/v1/features/customer/somebody", headers={"request-id": "r-1"})
+    (line,) = json_lines()
+    assert line["event"] == "request" and line["level"] == "info"
+    assert line["route"] == "/v1/features/{entity}/{entity_id}"
+    assert (line["method"], line["status"], line["request_id"]) == ("GET", 401, "r-1")
+    assert "somebody" not in json.dumps(line)
+
+
+def test_a_score_is_no_line(
+    client_with: Callable[..., Client], json_lines: Callable[[], list[dict[str, object]]]
+) -> None:
+    """At INFO: the hot path stays quiet unless it fails."""
+    client = client_with("score")
+    json_lines()
+    client.post("/v1/scores", b"{}", content_type="application/json")
+    assert json_lines() == []
+
+
+def test_the_standard_librarys_lines_look_the_same(json_lines: Callable[[], list[dict[str, object]]]) -> None:
+    """Libraries' messages carry the request id as well, exceptions their traceback."""
+    with structlog.contextvars.bound_contextvars(request_id="r-2"):
+        try:
+            raise ValueError("broken")
+        except ValueError:
+            logging.getLogger("a.library").exception("it %s", "failed")
+    (line,) = json_lines()
+    assert (line["event"], line["request_id"], line["logger"]) == ("it failed", "r-2", "a.library")
+    assert "ValueError: broken" in str(line["exception"])
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "mls_" + "A" * 43,
+        "Authorization: Bearer chosen-by-somebody",
+        "{'authorization': 'bearer chosen-by-somebody'}",
+        "redis://:chosen-by-somebody@host:6379/0",
+        "postgresql://user:chosen-by-somebody@host/db",
+    ],
+)
+def test_secrets_are_struck_out(secret: str, json_lines: Callable[[], list[dict[str, object]]]) -> None:
+    """In whatever line they would stand."""
+    logging.getLogger("a.library").warning("got %s", secret)
+    (line,) = json_lines()
+    assert "[hidden]" in str(line["event"])
+    assert "chosen" not in str(line) and "AAAA" not in str(line)
+
+
+def test_other_words_stay() -> None:
+    """The pattern takes no innocent text."""
+    line = "GET http://localhost:8000/v1/scores?mls_=1 bearer of news"
+    assert without_secrets("http://localhost:8000/a@b") == "http://localhost:8000/a@b"
+    assert "http://localhost:8000/v1/scores" in without_secrets(line)

@@ -1,0 +1,106 @@
+"""The OpenAPI document: valid, complete, and its examples work."""
+
+import json
+import re
+from datetime import UTC, datetime
+from html import unescape
+from io import StringIO
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from django.core.management import call_command
+from django.test import Client
+
+from predictions.api.decoding import decode_score_request
+from predictions.messages import ScoreResponse
+
+METHODS = ("get", "post", "put", "patch", "delete")
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    out = StringIO()
+    call_command("spectacular", "--validate", "--fail-on-warn", "--format", "openapi-json", stdout=out)
+    loaded: dict[str, Any] = json.loads(out.getvalue())
+    return loaded
+
+
+def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [item[method] for item in document["paths"].values() for method in METHODS if method in item]
+
+
+def test_the_document_is_valid_and_served(document: dict[str, Any], client: Client) -> None:
+    """What the command validates is what the address serves, and it is OpenAPI 3.1."""
+    assert document["openapi"].startswith("3.1")
+    assert json.loads(client.get("/openapi.json").content) == document
+    assert set(document["paths"]) == {
+        "/v1/scores",
+        "/v1/scores/{transaction_id}",
+        "/v1/features/{entity}/{entity_id}",
+        "/v1/models",
+        "/v1/policies",
+        "/healthz/live",
+        "/healthz/ready",
+    }
+
+
+def test_the_page_has_nothing_inline(client: Client) -> None:
+    """So that it works under a policy without `unsafe-inline`; all its files are served by this service."""
+    response = client.get("/docs")
+    page = response.content.decode()
+    assert "unsafe-inline" not in response.headers["Content-Security-Policy"]
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(addresses) >= 5
+    for address in addresses:
+        answer = client.get(unescape(address))
+        assert answer.status_code == 200, address
+    assert "SwaggerUIBundle" in client.get("/docs?script=").content.decode()
+
+
+def test_references_lead_somewhere(document: dict[str, Any]) -> None:
+    """Every `$ref` names a schema of the document."""
+    text = json.dumps(document)
+    named = {part.partition('"')[0] for part in text.split('"#/components/schemas/')[1:]}
+    assert named <= set(document["components"]["schemas"])
+
+
+def test_examples_fit_their_schemas(document: dict[str, Any]) -> None:
+    """Those of requests and those of answers, problems included."""
+    checked = 0
+    for operation in operations(document):
+        bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
+        for content in (body.get("content", {}) for body in bodies):
+            for media in content.values():
+                schema = {**media["schema"], "components": document["components"]}
+                for example in media["examples"].values():
+                    jsonschema.validate(example["value"], schema)
+                    checked += 1
+    assert checked > 40
+
+
+def test_examples_of_scores_pass_the_decoder(document: dict[str, Any]) -> None:
+    """They can be sent as they stand."""
+    media = document["paths"]["/v1/scores"]["post"]["requestBody"]["content"]["application/json"]
+    for example in media["examples"].values():
+        body = json.dumps(example["value"]).encode()
+        assert decode_score_request(body, now=datetime(2026, 11, 23, tzinfo=UTC))
+    answers = document["paths"]["/v1/scores"]["post"]["responses"]["200"]["content"]["application/json"]
+    for example in answers["examples"].values():
+        assert msgspec.convert(example["value"], ScoreResponse)
+
+
+def test_every_operation_says_how_it_fails(document: dict[str, Any]) -> None:
+    """As problem details; behind a key also with 401 and 403."""
+    for operation in operations(document):
+        problems = {
+            status
+            for status, response in operation["responses"].items()
+            if "application/problem+json" in response["content"]
+        }
+        assert {"400", "500"} <= problems
+        if {"ApiKey": []} in operation["security"]:
+            assert {"401", "403"} <= problems
+        assert operation["summary"] and operation["description"]
