@@ -27,10 +27,18 @@ def loader(breaker: Breaker) -> Load:
             waited = waited_in_vain(error)
             breaker.failure(timed_out=waited)
             raise SourceUnavailable("pool_timeout" if waited else "database") from error
+        finally:
+            _give_connection_back()
         breaker.success()
         return entries
 
     return load
+
+
+def _give_connection_back() -> None:
+    """To the pool, now: a request that goes on to wait for its commit would keep it from others for that long."""
+    if not connection.in_atomic_block:
+        connection.close()
 
 
 def waited_in_vain(error: Exception) -> bool:

@@ -20,4 +20,4 @@ def _keep_the_projects_logging(**_: object) -> None:
 @worker_process_shutdown.connect
 def _leave_the_metrics(pid: int, **_: object) -> None:
     """A pool process that ended has no live gauges any more; its counters stay."""
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    mark_process_dead(pid)

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mlserve import embedded_postgres_server, embedded_valkey_server
-from mlserve.embedded_place import choose_home, far_home, near_home
-from mlserve.embedded_postgres_server import PostgresServer
-from mlserve.embedded_process import EmbeddedServerError, Health, say, send, service_account
-from mlserve.embedded_record import read_json, write_json
-from mlserve.embedded_valkey_server import BROKER_SETTINGS, CACHE_SETTINGS, ValkeyServer
+from mlserve.servers import postgres, valkey
+from mlserve.servers.place import choose_home, far_home, near_home
+from mlserve.servers.postgres import PostgresServer
+from mlserve.servers.process import EmbeddedServerError, Health, say, send, service_account
+from mlserve.servers.record import read_json, write_json
+from mlserve.servers.valkey import BROKER_SETTINGS, CACHE_SETTINGS, ValkeyServer
 
 NAMES = ("postgres", "cache", "broker")
 VARIABLES = {"DATABASE_URL": "postgres", "REDIS_CACHE_URL": "cache", "REDIS_BROKER_URL": "broker"}
@@ -170,7 +170,7 @@ class Servers:
             url = found.get(field)
             if not isinstance(url, str):
                 return None
-            probe = embedded_postgres_server.probe if field == "database_url" else embedded_valkey_server.probe
+            probe = postgres.probe if field == "database_url" else valkey.probe
             return url if probe(url) is Health.ALIVE else None
 
         return ServerUrls(

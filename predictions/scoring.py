@@ -45,6 +45,9 @@ from predictions.reasons import explain
 from predictions.registry.active import current_model
 from predictions.registry.artifact import LoadedModel
 
+_AGE_DIGITS = 6
+_MS_DIGITS = 3
+"""Microseconds: what the clock gives; more digits would only look precise."""
 _TIERS_BY_DISTANCE = {tier: distance for distance, tier in enumerate(Tier)}
 
 
@@ -234,7 +237,7 @@ def _response(
         reasons=reasons,
         degraded=bool(degradations),
         degraded_reasons=tuple(sorted(degradations)),
-        oldest_feature_age_s=max(ages, default=None),
+        oldest_feature_age_s=round(max(ages), _AGE_DIGITS) if ages else None,
         model=ServedModel(model.name, model.version),
         policy_version=book.version,
         prediction_tier=prediction.tier,
@@ -259,7 +262,7 @@ def _served(name: str, value: float, outcomes: Mapping[str, Outcome]) -> ServedF
         value,
         outcome.tier,
         datetime.fromtimestamp(oldest.as_of, UTC),
-        oldest.age_s,
+        round(oldest.age_s, _AGE_DIGITS),
         oldest.max_age_s,
         oldest.stale,
     )
@@ -272,7 +275,7 @@ def _merged(readings: Sequence[Reading]) -> tuple[ServedTier, ...]:
         held.asked += trace.asked
         held.hit += trace.hit
         held.ms += trace.ms
-    return tuple(ServedTier(trace.tier, trace.asked, trace.hit, trace.ms) for trace in merged.values())
+    return tuple(ServedTier(trace.tier, trace.asked, trace.hit, round(trace.ms, _MS_DIGITS)) for trace in merged.values())
 
 
 _encoder = msgspec.json.Encoder()

@@ -39,7 +39,7 @@ LOG_LEVEL: str = _env.str(
 )
 LOG_FORMAT: str = _env.str("MLSERVE_LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"]))
 
-DB_POOL_MAX_SIZE: int = _env.int("MLSERVE_DB_POOL_MAX_SIZE", 8, validate=validate.Range(min=0, max=1000))
+DB_POOL_MAX_SIZE: int = _env.int("MLSERVE_DB_POOL_MAX_SIZE", 16, validate=validate.Range(min=0, max=1000))
 """Connections per web process; at least the number of its threads. 0: no pool, each thread keeps one connection; right
 for Celery workers, which close a pool after every task."""
 CACHE_BUDGET_MS: int = _env.int("MLSERVE_CACHE_BUDGET_MS", 50, validate=validate.Range(min=1, max=10_000))

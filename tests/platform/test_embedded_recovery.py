@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from mlserve.embedded import Servers
-from mlserve.embedded_process import EmbeddedServerError
+from mlserve.servers.process import EmbeddedServerError
 from tests.platform.playground import select_one
 
 
@@ -93,7 +93,7 @@ def test_a_broken_state_file_is_written_anew(playground: Servers, damage: str) -
 
 def test_a_frozen_server_is_replaced(playground: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that holds its port and never answers is killed and started again."""
-    monkeypatch.setattr("mlserve.embedded_valkey_server._PROBE_LIMIT_S", 0.2)
+    monkeypatch.setattr("mlserve.servers.valkey._PROBE_LIMIT_S", 0.2)
     frozen = playground.pids("broker")
     playground.freeze("broker")
 
@@ -105,7 +105,7 @@ def test_a_frozen_server_is_replaced(playground: Servers, monkeypatch: pytest.Mo
 
 def test_a_taken_port_is_left_to_its_holder(playground: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     """If somebody else has the port now, the server moves to another one."""
-    monkeypatch.setattr("mlserve.embedded_valkey_server._PROBE_LIMIT_S", 0.2)
+    monkeypatch.setattr("mlserve.servers.valkey._PROBE_LIMIT_S", 0.2)
     before = playground.running().get("cache")
     assert before is not None
     playground.kill("cache")

@@ -25,7 +25,7 @@ def test_two_processes_that_race_get_the_same_servers(root: Path) -> None:
 
 DIE = """
 import os, signal, subprocess
-import mlserve.embedded, mlserve.embedded_postgres_server as postgres
+import mlserve.embedded, mlserve.servers.postgres as postgres
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlserve.embedded import Servers
-from mlserve.embedded_place import far_home
-from mlserve.embedded_process import processes_in
+from mlserve.servers.place import far_home
+from mlserve.servers.process import processes_in
 from mlserve.settings.base import BASE_DIR
 from tests.fixtures import servers as plugin
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from mlserve import embedded
-from mlserve.embedded_process import EmbeddedServerError
+from mlserve.servers.process import EmbeddedServerError
 
 
 class Command(BaseCommand):

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from mlserve.embedded_process import Account, EmbeddedServerError, runs
+from mlserve.servers.process import Account, EmbeddedServerError, runs
 
 _SHARED_TEMPORARY = Path("/var/tmp")
 

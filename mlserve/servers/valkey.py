@@ -5,8 +5,8 @@ import socket
 import urllib.parse
 from pathlib import Path
 
-from mlserve.embedded_place import valkey_binary
-from mlserve.embedded_process import (
+from mlserve.servers.place import valkey_binary
+from mlserve.servers.process import (
     LOOPBACK,
     Account,
     EmbeddedServerError,
@@ -20,7 +20,7 @@ from mlserve.embedded_process import (
     wait_until_alive,
     wait_until_gone,
 )
-from mlserve.embedded_record import Record, new_password
+from mlserve.servers.record import Record, new_password
 
 CACHE_SETTINGS = {"maxmemory": "256mb", "maxmemory-policy": "volatile-lfu", "appendonly": "no"}
 BROKER_SETTINGS = {"maxmemory-policy": "noeviction", "appendonly": "yes"}

@@ -14,8 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from mlserve.embedded_place import postgres_installation
-from mlserve.embedded_process import (
+from mlserve.servers.place import postgres_installation
+from mlserve.servers.process import (
     LOOPBACK,
     Account,
     EmbeddedServerError,
@@ -30,7 +30,7 @@ from mlserve.embedded_process import (
     wait_until_alive,
     wait_until_gone,
 )
-from mlserve.embedded_record import Record, new_password
+from mlserve.servers.record import Record, new_password
 
 USER = DATABASE = "mlserve"
 _START_LIMIT_S = 120.0  # recovery after a crash replays up to max_wal_size

@@ -1,0 +1,1 @@
+"""The parts of the embedded servers: where they lie, how they live, what is remembered. See `embedded.py`."""
