@@ -228,7 +228,7 @@ def _response(
     ages = [outcome.age_s for outcome in outcomes.values() if outcome.values is not None]
     reasons: tuple[Reason, ...] = ()
     if options.reasons or decided.risk_level is not RiskLevel.LOW:
-        reasons = explain(model, derived.values)
+        reasons = explain(model, derived.values, currency=request.currency)
     return ScoreResponse(
         transaction_id=request.transaction_id,
         score=score,
@@ -275,7 +275,9 @@ def _merged(readings: Sequence[Reading]) -> tuple[ServedTier, ...]:
         held.asked += trace.asked
         held.hit += trace.hit
         held.ms += trace.ms
-    return tuple(ServedTier(trace.tier, trace.asked, trace.hit, round(trace.ms, _MS_DIGITS)) for trace in merged.values())
+    return tuple(
+        ServedTier(trace.tier, trace.asked, trace.hit, round(trace.ms, _MS_DIGITS)) for trace in merged.values()
+    )
 
 
 _encoder = msgspec.json.Encoder()

@@ -7,91 +7,129 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='FeatureGroupRecord',
+            name="FeatureGroupRecord",
             fields=[
-                ('name', models.TextField(primary_key=True, serialize=False)),
-                ('entity', models.TextField()),
-                ('cadence', models.TextField()),
-                ('schema', models.PositiveIntegerField()),
-                ('description', models.TextField()),
+                ("name", models.TextField(primary_key=True, serialize=False)),
+                ("entity", models.TextField()),
+                ("cadence", models.TextField()),
+                ("schema", models.PositiveIntegerField()),
+                ("description", models.TextField()),
             ],
         ),
         migrations.CreateModel(
-            name='FeatureRow',
+            name="FeatureRow",
             fields=[
-                ('pk', models.CompositePrimaryKey('group', 'entity_id', blank=True, editable=False, primary_key=True, serialize=False)),
-                ('group', models.TextField()),
-                ('entity_id', models.TextField()),
-                ('values', django.contrib.postgres.fields.ArrayField(base_field=models.FloatField(), size=None)),
-                ('version', models.BigIntegerField(db_default=0, editable=False)),
-                ('as_of', models.DateTimeField()),
-                ('deleted_at', models.DateTimeField(blank=True, null=True)),
+                (
+                    "pk",
+                    models.CompositePrimaryKey(
+                        "group", "entity_id", blank=True, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("group", models.TextField()),
+                ("entity_id", models.TextField()),
+                ("values", django.contrib.postgres.fields.ArrayField(base_field=models.FloatField(), size=None)),
+                ("version", models.BigIntegerField(db_default=0, editable=False)),
+                ("as_of", models.DateTimeField()),
+                ("deleted_at", models.DateTimeField(blank=True, null=True)),
             ],
         ),
         migrations.CreateModel(
-            name='PolicyRevision',
+            name="PolicyRevision",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('policy', models.TextField()),
-                ('before', models.JSONField(null=True)),
-                ('after', models.JSONField()),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ("policy", models.TextField()),
+                ("before", models.JSONField(null=True)),
+                ("after", models.JSONField()),
             ],
             options={
-                'ordering': ('-id',),
+                "ordering": ("-id",),
             },
         ),
         migrations.CreateModel(
-            name='TtlPolicy',
+            name="TtlPolicy",
             fields=[
-                ('name', models.TextField(editable=False, primary_key=True, serialize=False)),
-                ('fresh_for_s', models.FloatField(validators=[django.core.validators.MinValueValidator(0)], verbose_name='fresh for (s)')),
-                ('grace_s', models.FloatField(help_text='How much longer a value may serve, flagged stale, while the source cannot be reached.', validators=[django.core.validators.MinValueValidator(0)], verbose_name='grace (s)')),
-                ('negative_ttl_s', models.FloatField(help_text='How long the cache remembers that the source knows nothing of an id.', validators=[django.core.validators.MinValueValidator(0)], verbose_name='negative TTL (s)')),
-                ('use_l1', models.BooleanField(default=True, verbose_name='use L1')),
-                ('use_l2', models.BooleanField(default=True, verbose_name='use L2')),
-                ('on_missing', models.TextField(choices=[('default', 'score with the default value, flagged'), ('fail', 'refuse the score (503)')], default='default')),
-                ('updated_at', models.DateTimeField(auto_now=True)),
+                ("name", models.TextField(editable=False, primary_key=True, serialize=False)),
+                (
+                    "fresh_for_s",
+                    models.FloatField(
+                        validators=[django.core.validators.MinValueValidator(0)], verbose_name="fresh for (s)"
+                    ),
+                ),
+                (
+                    "grace_s",
+                    models.FloatField(
+                        help_text="How much longer a value may serve, flagged stale, while the source cannot be reached.",
+                        validators=[django.core.validators.MinValueValidator(0)],
+                        verbose_name="grace (s)",
+                    ),
+                ),
+                (
+                    "negative_ttl_s",
+                    models.FloatField(
+                        help_text="How long the cache remembers that the source knows nothing of an id.",
+                        validators=[django.core.validators.MinValueValidator(0)],
+                        verbose_name="negative TTL (s)",
+                    ),
+                ),
+                ("use_l1", models.BooleanField(default=True, verbose_name="use L1")),
+                ("use_l2", models.BooleanField(default=True, verbose_name="use L2")),
+                (
+                    "on_missing",
+                    models.TextField(
+                        choices=[
+                            ("default", "score with the default value, flagged"),
+                            ("fail", "refuse the score (503)"),
+                        ],
+                        default="default",
+                    ),
+                ),
+                ("updated_at", models.DateTimeField(auto_now=True)),
             ],
             options={
-                'verbose_name': 'TTL policy',
-                'verbose_name_plural': 'TTL policies',
-                'ordering': ('name',),
+                "verbose_name": "TTL policy",
+                "verbose_name_plural": "TTL policies",
+                "ordering": ("name",),
             },
         ),
         migrations.CreateModel(
-            name='FeatureRecord',
+            name="FeatureRecord",
             fields=[
-                ('name', models.TextField(primary_key=True, serialize=False)),
-                ('type', models.TextField(default='float')),
-                ('unit', models.TextField(blank=True)),
-                ('default', models.FloatField()),
-                ('description', models.TextField()),
-                ('groups', models.ManyToManyField(to='features.featuregrouprecord')),
+                ("name", models.TextField(primary_key=True, serialize=False)),
+                ("type", models.TextField(default="float")),
+                ("unit", models.TextField(blank=True)),
+                ("default", models.FloatField()),
+                ("description", models.TextField()),
+                ("groups", models.ManyToManyField(to="features.featuregrouprecord")),
             ],
         ),
         migrations.CreateModel(
-            name='Transaction',
+            name="Transaction",
             fields=[
-                ('id', models.TextField(primary_key=True, serialize=False)),
-                ('occurred_at', models.DateTimeField()),
-                ('customer_id', models.TextField()),
-                ('merchant_id', models.TextField()),
-                ('amount', models.DecimalField(decimal_places=4, max_digits=18)),
-                ('currency', models.CharField(db_default='EUR', max_length=3)),
-                ('is_fraud', models.BooleanField(null=True)),
-                ('recorded_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
+                ("id", models.TextField(primary_key=True, serialize=False)),
+                ("occurred_at", models.DateTimeField()),
+                ("customer_id", models.TextField()),
+                ("merchant_id", models.TextField()),
+                ("amount", models.DecimalField(decimal_places=4, max_digits=18)),
+                ("currency", models.CharField(db_default="EUR", max_length=3)),
+                ("is_fraud", models.BooleanField(null=True)),
+                (
+                    "recorded_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False),
+                ),
             ],
             options={
-                'indexes': [models.Index(fields=['customer_id', 'occurred_at'], include=('amount',), name='ledger_customer'), models.Index(fields=['merchant_id', 'occurred_at'], include=('is_fraud',), name='ledger_merchant'), models.Index(fields=['occurred_at'], name='ledger_time')],
+                "indexes": [
+                    models.Index(fields=["customer_id", "occurred_at"], include=("amount",), name="ledger_customer"),
+                    models.Index(fields=["merchant_id", "occurred_at"], include=("is_fraud",), name="ledger_merchant"),
+                    models.Index(fields=["occurred_at"], name="ledger_time"),
+                ],
             },
         ),
     ]

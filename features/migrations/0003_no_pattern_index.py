@@ -12,7 +12,8 @@ DECLARE
 BEGIN
     FOR pattern_index IN
         SELECT indexname FROM pg_indexes
-        WHERE schemaname = current_schema() AND tablename = 'features_transaction' AND indexdef LIKE '%text_pattern_ops%'
+        WHERE schemaname = current_schema() AND tablename = 'features_transaction'
+              AND indexdef LIKE '%text_pattern_ops%'
     LOOP
         EXECUTE format('DROP INDEX %I', pattern_index);
     END LOOP;

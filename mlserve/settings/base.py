@@ -71,7 +71,9 @@ TEMPLATES: list[dict[str, Any]] = [
     }
 ]
 
-_POOL = {"pool": {"min_size": 1, "max_size": env.DB_POOL_MAX_SIZE, "timeout": 2.0}} if env.DB_POOL_MAX_SIZE else {}
+# The pool doubles its pause between attempts until reconnect_timeout: a short one notices soon that an outage is over.
+_POOL_LIMITS = {"min_size": 1, "max_size": env.DB_POOL_MAX_SIZE, "timeout": 2.0, "reconnect_timeout": 2.0}
+_POOL = {"pool": _POOL_LIMITS} if env.DB_POOL_MAX_SIZE else {}
 DATABASES: dict[str, Any] = {
     "default": {
         **dj_database_url.parse(env.DATABASE_URL or f"postgresql://mlserve@{_NO_SERVER}/mlserve"),

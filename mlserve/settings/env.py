@@ -5,6 +5,7 @@ All mistakes are reported at once. The names that the ecosystem already knows (`
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
@@ -53,7 +54,8 @@ API_KEY: str = _env.str("MLSERVE_API_KEY", "")
 try:
     _env.seal()
 except EnvValidationError as error:
-    _mistakes = "; ".join(f"{name}: {' '.join(messages)}" for name, messages in error.error_messages.items())
+    _by_name = error.error_messages if isinstance(error.error_messages, Mapping) else {"": error.error_messages}
+    _mistakes = "; ".join(f"{name}: {' '.join(messages)}" for name, messages in _by_name.items())
     raise ImproperlyConfigured(f"the environment is wrong: {_mistakes}") from error
 
 # prometheus-client decides between one process and many when it is first imported.

@@ -7,83 +7,96 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Activation',
+            name="Activation",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
-                ('reason', models.TextField(blank=True)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
+                ("reason", models.TextField(blank=True)),
             ],
             options={
-                'ordering': ('-id',),
+                "ordering": ("-id",),
             },
         ),
         migrations.CreateModel(
-            name='Decision',
+            name="Decision",
             fields=[
-                ('transaction_id', models.TextField(primary_key=True, serialize=False)),
-                ('client', models.TextField()),
-                ('request_digest', models.BinaryField()),
-                ('policy_version', models.BigIntegerField()),
-                ('score', models.FloatField()),
-                ('decision', models.TextField()),
-                ('degraded', models.BooleanField()),
-                ('response', models.BinaryField()),
-                ('decided_at', models.DateTimeField()),
+                ("transaction_id", models.TextField(primary_key=True, serialize=False)),
+                ("client", models.TextField()),
+                ("request_digest", models.BinaryField()),
+                ("policy_version", models.BigIntegerField()),
+                ("score", models.FloatField()),
+                ("decision", models.TextField()),
+                ("degraded", models.BooleanField()),
+                ("response", models.BinaryField()),
+                ("decided_at", models.DateTimeField()),
             ],
         ),
         migrations.CreateModel(
-            name='ModelVersion',
+            name="ModelVersion",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.TextField(default='fraud')),
-                ('version', models.PositiveIntegerField()),
-                ('estimator', models.TextField()),
-                ('feature_names', django.contrib.postgres.fields.ArrayField(base_field=models.TextField(), size=None)),
-                ('feature_baseline', django.contrib.postgres.fields.ArrayField(base_field=models.FloatField(), size=None)),
-                ('review_from', models.FloatField()),
-                ('decline_from', models.FloatField()),
-                ('digest', models.CharField(max_length=64)),
-                ('metrics', models.JSONField()),
-                ('training', models.JSONField()),
-                ('parity', models.JSONField()),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.TextField(default="fraud")),
+                ("version", models.PositiveIntegerField()),
+                ("estimator", models.TextField()),
+                ("feature_names", django.contrib.postgres.fields.ArrayField(base_field=models.TextField(), size=None)),
+                (
+                    "feature_baseline",
+                    django.contrib.postgres.fields.ArrayField(base_field=models.FloatField(), size=None),
+                ),
+                ("review_from", models.FloatField()),
+                ("decline_from", models.FloatField()),
+                ("digest", models.CharField(max_length=64)),
+                ("metrics", models.JSONField()),
+                ("training", models.JSONField()),
+                ("parity", models.JSONField()),
+                (
+                    "created_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False),
+                ),
             ],
             options={
-                'ordering': ('-id',),
+                "ordering": ("-id",),
             },
         ),
         migrations.CreateModel(
-            name='ModelArtifact',
+            name="ModelArtifact",
             fields=[
-                ('model_version', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='artifact', serialize=False, to='predictions.modelversion')),
-                ('onnx', models.BinaryField()),
-                ('skops', models.BinaryField()),
+                (
+                    "model_version",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        primary_key=True,
+                        related_name="artifact",
+                        serialize=False,
+                        to="predictions.modelversion",
+                    ),
+                ),
+                ("onnx", models.BinaryField()),
+                ("skops", models.BinaryField()),
             ],
         ),
         migrations.AddConstraint(
-            model_name='modelversion',
-            constraint=models.UniqueConstraint(fields=('name', 'version'), name='model_version_unique'),
+            model_name="modelversion",
+            constraint=models.UniqueConstraint(fields=("name", "version"), name="model_version_unique"),
         ),
         migrations.AddField(
-            model_name='decision',
-            name='model_version',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to='predictions.modelversion'),
+            model_name="decision",
+            name="model_version",
+            field=models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to="predictions.modelversion"),
         ),
         migrations.AddField(
-            model_name='activation',
-            name='model_version',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to='predictions.modelversion'),
+            model_name="activation",
+            name="model_version",
+            field=models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to="predictions.modelversion"),
         ),
         migrations.AddIndex(
-            model_name='decision',
-            index=models.Index(fields=['-decided_at'], name='decision_time'),
+            model_name="decision",
+            index=models.Index(fields=["-decided_at"], name="decision_time"),
         ),
     ]
