@@ -128,7 +128,7 @@ CELERY_TASK_DEFAULT_QUEUE = "refresh"
 CELERY_TASK_QUEUES = (Queue("refresh"), Queue("build"))
 CELERY_TASK_ROUTES = {"features.*": {"queue": "build"}, "warmup.*": {"queue": "refresh"}}
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
-CELERY_BEAT_MAX_LOOP_INTERVAL = 5
+CELERY_BEAT_MAX_LOOP_INTERVAL = 5.0
 
 
 def _every(seconds: int, task: str) -> dict[str, Any]:

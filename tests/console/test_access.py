@@ -1,0 +1,140 @@
+"""Who may open which page of the admin, and that no page breaks its own Content-Security-Policy."""
+
+import re
+
+import pytest
+from django.contrib.auth.models import Group, Permission, User
+from django.core.management import call_command
+from django.test import Client
+from django.utils import timezone
+
+from features.models import Transaction
+from mlserve.console.operators import GROUP_NAME
+from predictions.models import Activation
+from tests.console.records import make_decision, make_model
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("metrics_dir")]
+
+_FOR_OPERATORS = (
+    "/admin/cache/",
+    "/admin/features/ttlpolicy/",
+    "/admin/features/ttlpolicy/merchant_risk/change/",
+    "/admin/features/policyrevision/",
+    "/admin/features/transaction/",
+    "/admin/features/transaction/T1/change/",
+    "/admin/features/featuregrouprecord/",
+    "/admin/features/featurerecord/",
+    "/admin/features/featurerecord/affinity/change/",
+    "/admin/predictions/modelversion/",
+    "/admin/predictions/modelversion/{model}/change/",
+    "/admin/predictions/activation/",
+    "/admin/predictions/decision/",
+    "/admin/predictions/decision/T1/change/",
+    "/admin/django_celery_beat/periodictask/",
+)
+_FOR_SUPERUSERS = ("/admin/auth/user/", "/admin/auth/group/", "/admin/api/apikey/")
+_FOR_NOBODY = (
+    "/admin/features/ttlpolicy/add/",
+    "/admin/features/ttlpolicy/merchant_risk/delete/",
+    "/admin/features/transaction/add/",
+    "/admin/features/transaction/T1/delete/",
+    "/admin/predictions/modelversion/add/",
+    "/admin/predictions/modelversion/{model}/delete/",
+    "/admin/predictions/decision/T1/delete/",
+    "/admin/predictions/activation/add/",
+    "/admin/features/featurerecord/add/",
+)
+
+
+@pytest.fixture(autouse=True)
+def model() -> int:
+    """Something on every page."""
+    version = make_model(1)
+    Activation.objects.create(model_version=version)
+    make_decision(version)
+    Transaction.objects.create(
+        id="T1", occurred_at=timezone.now(), customer_id="C1", merchant_id="M1", amount="9.99", is_fraud=None
+    )
+    return version.pk
+
+
+@pytest.mark.parametrize("page", ["/admin/", *_FOR_OPERATORS, *_FOR_SUPERUSERS])
+def test_strangers_are_sent_to_the_login(page: str, client: Client, model: int) -> None:
+    """Nothing is shown, nothing is told apart."""
+    page = page.format(model=model)
+    response = client.get(page)
+    assert (response.status_code, response.headers["Location"]) == (302, f"/admin/login/?next={page}")
+
+
+@pytest.mark.parametrize("page", ["/admin/", *_FOR_OPERATORS])
+def test_users_who_are_not_staff_are_sent_to_the_login(page: str, client: Client, model: int) -> None:
+    """A permission alone does not open the admin."""
+    user = User.objects.create_user("carl")
+    user.user_permissions.add(*Permission.objects.all())
+    client.force_login(user)
+    assert client.get(page.format(model=model)).status_code == 302
+
+
+@pytest.mark.parametrize("page", [*_FOR_OPERATORS, *_FOR_SUPERUSERS])
+def test_staff_without_permission_are_refused(page: str, client: Client, model: int) -> None:
+    """Being staff opens the first page and no other."""
+    client.force_login(User.objects.create_user("stan", is_staff=True))
+    assert client.get(page.format(model=model)).status_code == 403
+    assert b"admin/cache/" not in client.get("/admin/").content
+
+
+@pytest.mark.parametrize("page", ["/admin/", *_FOR_OPERATORS])
+def test_operators_see_what_they_need(page: str, as_operator: Client, model: int) -> None:
+    """By the group alone, which every migrate keeps."""
+    assert as_operator.get(page.format(model=model)).status_code == 200
+
+
+@pytest.mark.parametrize("page", _FOR_SUPERUSERS)
+def test_operators_do_not_manage_people_and_keys(page: str, as_operator: Client) -> None:
+    """That is a superuser's matter."""
+    assert as_operator.get(page).status_code == 403
+
+
+@pytest.mark.parametrize("page", ["/admin/", *_FOR_OPERATORS, *_FOR_SUPERUSERS])
+def test_superusers_see_everything(page: str, as_superuser: Client, model: int) -> None:
+    """Every page answers."""
+    assert as_superuser.get(page.format(model=model)).status_code == 200
+
+
+@pytest.mark.parametrize("page", _FOR_NOBODY)
+def test_records_are_neither_added_nor_deleted_here(page: str, as_superuser: Client, model: int) -> None:
+    """Not even by superusers."""
+    assert as_superuser.get(page.format(model=model)).status_code == 403
+
+
+@pytest.mark.parametrize("page", ["/admin/", *_FOR_OPERATORS])
+def test_pages_need_no_inline_script_or_style(page: str, as_superuser: Client, model: int) -> None:
+    """The policy forbids both, and the markup holds neither."""
+    response = as_superuser.get(page.format(model=model))
+    policy = response.headers["Content-Security-Policy"]
+    assert "'unsafe-inline'" not in policy
+    assert "'unsafe-eval'" not in policy
+    assert "default-src 'none'" in policy
+    html = response.content.decode()
+    assert not re.findall(r"<[^>]+\s(?:style|on\w+)\s*=", html)
+    assert not [tag for tag in re.findall(r"<script[^>]*>", html) if "src=" not in tag and "json" not in tag]
+    assert "<style" not in html
+
+
+def test_the_overview_is_the_first_thing_on_the_first_page(as_operator: Client) -> None:
+    """With its summary in one line."""
+    html = as_operator.get("/admin/").content.decode()
+    assert html.index("/admin/cache/") < html.index("/admin/features/")
+    assert "No traffic yet" in html
+
+
+def test_the_group_is_made_once_and_keeps_what_was_added(as_operator: Client) -> None:
+    """Another migrate neither doubles it nor takes anything away."""
+    group = Group.objects.get(name=GROUP_NAME)
+    extra = Permission.objects.get(codename="add_user")
+    group.permissions.add(extra)
+    before = set(group.permissions.values_list("codename", flat=True))
+    call_command("migrate", verbosity=0)
+    assert set(Group.objects.get(name=GROUP_NAME).permissions.values_list("codename", flat=True)) == before
+    assert {"view_cacheoverview", "change_ttlpolicy", "add_activation"} <= before
+    assert not {name for name in before if name.startswith("delete_")}

@@ -1,0 +1,74 @@
+"""Adding up what the processes of a host counted."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mlserve.console.samples import BreakerState, read_samples
+from tests.console.metric_files import MetricFiles
+
+_COUNT_ONE_HIT = """
+from mlserve.observability import metrics
+metrics.CACHE_HITS.labels("l1", "merchant_risk").inc()
+metrics.CACHE_LATENCY.labels("l1").observe(0.0003)
+metrics.L1_ENTRIES.set(5)
+"""
+
+
+def _dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_counters_of_all_processes_add_up(metrics_dir: Path) -> None:
+    """Also of those that are gone: what they counted has happened."""
+    for pid, hits in ((os.getpid(), 3.0), (_dead_pid(), 4.0)):
+        MetricFiles(metrics_dir, pid).counter("mlserve_cache_hits_total", hits, tier="l1", namespace="merchant_risk")
+    assert read_samples(metrics_dir).counters == {("mlserve_cache_hits_total", "l1", "merchant_risk"): 7.0}
+
+
+def test_live_gauges_of_the_dead_do_not_count(metrics_dir: Path) -> None:
+    """A process that was killed with its breaker open does not leave an open breaker behind."""
+    for pid in (os.getpid(), _dead_pid()):
+        files = MetricFiles(metrics_dir, pid)
+        files.gauge("mlserve_breaker_open", 1.0, mode="liveall", tier="l2")
+        files.gauge("mlserve_l1_bytes", 100.0, mode="livesum")
+    samples = read_samples(metrics_dir)
+    assert samples.breakers == (BreakerState("l2", os.getpid(), 1.0),)
+    assert samples.l1_bytes == 100
+
+
+def test_buckets_are_cumulative(files: MetricFiles, metrics_dir: Path) -> None:
+    """Each bound counts everything at or below it, as in Prometheus."""
+    files.histogram("mlserve_score_seconds", {0.001: 2.0, 0.01: 3.0, float("inf"): 1.0})
+    assert read_samples(metrics_dir).counters == {
+        ("mlserve_score_seconds_bucket", "0.001"): 2.0,
+        ("mlserve_score_seconds_bucket", "0.01"): 5.0,
+        ("mlserve_score_seconds_bucket", "+Inf"): 6.0,
+    }
+
+
+def test_a_file_that_was_only_just_made_is_no_obstacle(files: MetricFiles, metrics_dir: Path) -> None:
+    """A process that starts has created its file and written nothing yet."""
+    (metrics_dir / "counter_1.db").touch()
+    files.counter("mlserve_source_loads_total", 2.0, namespace="merchant_risk")
+    assert read_samples(metrics_dir).counters == {("mlserve_source_loads_total", "merchant_risk"): 2.0}
+
+
+def test_without_files_there_is_nothing(tmp_path: Path) -> None:
+    """A folder that is not there yet reads like an empty one."""
+    samples = read_samples(tmp_path / "missing")
+    assert (samples.counters, samples.breakers, samples.l1_entries) == ({}, (), 0)
+
+
+def test_the_declared_metrics_are_found_under_the_names_read_here(tmp_path: Path) -> None:
+    """Two real processes count with the project's metrics; names and labels are those that the console knows."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for _process in range(2):
+        subprocess.run([sys.executable, "-c", _COUNT_ONE_HIT], env=environment, check=True)
+    counters = read_samples(tmp_path).counters
+    assert counters["mlserve_cache_hits_total", "l1", "merchant_risk"] == 2.0
+    assert counters["mlserve_cache_tier_seconds_bucket", "l1", "0.00025"] == 0.0
+    assert counters["mlserve_cache_tier_seconds_bucket", "l1", "0.0005"] == 2.0
