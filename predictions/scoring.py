@@ -242,29 +242,51 @@ def _response(
         policy_version=book.version,
         prediction_tier=prediction.tier,
         decided_at=decided_at,
-        features=tuple(
-            _served(name, value, outcomes) for name, value in zip(model.feature_names, derived.values, strict=True)
-        ),
+        features=_served(model.feature_names, derived.values, outcomes),
         trace=_merged(readings),
     )
 
 
-def _served(name: str, value: float, outcomes: Mapping[str, Outcome]) -> ServedFeature:
-    of_groups = [outcomes[group] for group in MODEL_FEATURES[name].groups]
-    if not of_groups:
-        return ServedFeature(name, value, Tier.REQUEST, None, None, None, False)
-    outcome = max(of_groups, key=lambda each: (_TIERS_BY_DISTANCE[each.tier], each.age_s))
-    if outcome.values is None:
-        return ServedFeature(name, value, Tier.DEFAULT, None, None, outcome.max_age_s, False)
-    oldest = max(of_groups, key=lambda each: (each.stale, each.age_s))
-    return ServedFeature(
-        name,
-        value,
-        outcome.tier,
+class _Provenance(msgspec.Struct, frozen=True):
+    """Where the features that derive from the same groups come from: the farthest tier, the oldest value."""
+
+    tier: str
+    as_of: datetime | None
+    age_s: float | None
+    max_age_s: float | None
+    stale: bool
+
+
+_FROM_REQUEST = _Provenance(Tier.REQUEST, None, None, None, False)
+
+
+def _served(
+    names: Sequence[str], values: Sequence[float], outcomes: Mapping[str, Outcome]
+) -> tuple[ServedFeature, ...]:
+    provenance: dict[tuple[str, ...], _Provenance] = {(): _FROM_REQUEST}
+    served = []
+    for name, value in zip(names, values, strict=True):
+        groups = MODEL_FEATURES[name].groups
+        source = provenance.get(groups)
+        if source is None:
+            source = provenance[groups] = _provenance([outcomes[group] for group in groups])
+        served.append(
+            ServedFeature(name, value, source.tier, source.as_of, source.age_s, source.max_age_s, source.stale)
+        )
+    return tuple(served)
+
+
+def _provenance(outcomes: Sequence[Outcome]) -> _Provenance:
+    farthest = max(outcomes, key=lambda each: (_TIERS_BY_DISTANCE[each.tier], each.age_s))
+    if farthest.values is None:
+        return _Provenance(Tier.DEFAULT, None, None, farthest.max_age_s, False)
+    oldest = max(outcomes, key=lambda each: each.age_s)
+    return _Provenance(
+        farthest.tier,
         datetime.fromtimestamp(oldest.as_of, UTC),
         round(oldest.age_s, _AGE_DIGITS),
         oldest.max_age_s,
-        oldest.stale,
+        any(each.stale for each in outcomes),
     )
 
 

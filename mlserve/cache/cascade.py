@@ -223,8 +223,8 @@ class Cascade:
         degradations: tuple[Degradation, ...] = ()
         age_s = max(0.0, search.now - entry.as_of)
         # Said of the moment of the answer: a copy that was fresh when its tier was asked may have passed its limit
-        # while the source was read for another key.
-        stale = age_s > max_age_s
+        # while the source was read for another key. A limit of 0 forbids copies; what the source says is fresh.
+        stale = age_s > max_age_s and not (max_age_s == 0 and tier is self._source_tier)
         if stale:
             search.degradations.add(Degradation.STALE)
             degradations = (Degradation.STALE,)
