@@ -8,6 +8,7 @@ import redis
 from features.definitions import CUSTOMER_ACTIVITY
 from features.models import FeatureRow, Transaction
 from features.point_in_time import training_vectors
+from features.refresh import build
 from mlserve.cache.wiring import engine
 from predictions.models import Decision
 from tests.fixtures.population import Answer, World
@@ -253,10 +254,14 @@ def test_a_bypassed_tier_is_not_asked(world: World) -> None:
 
 
 def test_serving_and_training_derive_the_same_vector(world: World) -> None:
-    """To 1e-6, for a transaction that was scored online and then read back from the ledger as training reads it."""
+    """To 1e-6, for a transaction that was scored online and then read back from the ledger as training reads it.
+
+    Merchant windows are those of their last build, so they are built for the transaction's moment.
+    """
     request = world.request(customer_id="C3", merchant_id="M3", amount=33.33)
-    online = world.post(request).values
     moment = datetime.fromisoformat(request["occurred_at"])
+    build(["merchant_risk"], as_of=moment, now=moment)
+    online = world.post(request).values
     names = tuple(name for name in online if name in ("amount", "is_weekend", "is_night") or "_count_" in name
                   or "mean_amount" in name or name.startswith("merchant_risk"))  # fmt: skip
     offline = training_vectors(moment.date(), moment.date(), names)

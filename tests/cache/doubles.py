@@ -1,0 +1,144 @@
+"""The few doubles of the engine's ports, all of them here: a tier in memory, statistics that are kept, a source."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from mlserve.cache.cascade import SourceUnavailable
+from mlserve.cache.entry import Entry
+from mlserve.cache.keys import Key
+from mlserve.cache.outcome import MissReason, Tier
+from mlserve.cache.policy import Policy
+from mlserve.cache.stats import NullStats
+from mlserve.cache.tiers.base import CacheTier, Found
+from tests.fixtures.clock import ManualClock
+
+NOW = 1_700_000_000.0
+
+
+def policy(namespace: str = "group", **changes: object) -> Policy:
+    """60 s fresh, 600 s grace, 5 s negative, both tiers."""
+    values: dict[str, object] = {"schema": 1, "fresh_for_s": 60, "grace_s": 600, "negative_ttl_s": 5}
+    return Policy(namespace=namespace, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def entry(version: int = 1, *, age_s: float = 0.0, copy_age_s: float | None = None, now: float = NOW) -> Entry:
+    """An entry whose only value is its version; the copy is as old as the value unless said otherwise."""
+    written_at = now - (age_s if copy_age_s is None else copy_age_s)
+    return Entry(version, now - age_s, written_at, (float(version),))
+
+
+def negative(version: int = 0, *, copy_age_s: float = 0.0, now: float = NOW) -> Entry:
+    return Entry(version, now - copy_age_s, now - copy_age_s, None)
+
+
+class MemoryTier(CacheTier):
+    """A dictionary. `outage` makes it fail as a tier may: a reason for every key, and nothing taken."""
+
+    def __init__(self, tier: Tier) -> None:
+        self.tier = tier
+        self.held: dict[Key, Entry] = {}
+        self.outage: MissReason | None = None
+        self.calls: list[str] = []
+
+    def get_many(self, keys: Sequence[Key], policies: Mapping[str, Policy]) -> Found:
+        self.calls.append("get")
+        return self._found(keys)
+
+    def peek_many(self, keys: Sequence[Key], policies: Mapping[str, Policy]) -> Found:
+        self.calls.append("peek")
+        return self._found(keys)
+
+    def put_many(self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy]) -> bool:
+        self.calls.append("put")
+        if self.outage:
+            return False
+        for key, new in entries.items():
+            held = self.held.get(key)
+            if held is None or held.version <= new.version:
+                self.held[key] = new
+        return True
+
+    def drop_many(self, keys: Sequence[Key]) -> bool:
+        self.calls.append("drop")
+        if self.outage:
+            return False
+        for key in keys:
+            self.held.pop(key, None)
+        return True
+
+    def _found(self, keys: Sequence[Key]) -> Found:
+        if self.outage:
+            return dict.fromkeys(keys, self.outage)
+        return {key: self.held.get(key, MissReason.COLD) for key in keys}
+
+
+class KeptStats(NullStats):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.hits: Counter[tuple[Tier, str]] = Counter()
+        self.misses: Counter[tuple[Tier, str, MissReason]] = Counter()
+        self.asked: Counter[Tier] = Counter()
+        self.loads: Counter[str] = Counter()
+        self.source_errors: Counter[str] = Counter()
+        self.refused: Counter[tuple[Tier, str]] = Counter()
+        self.ages: list[tuple[str, float | None, bool]] = []
+
+    def hit(self, tier: Tier, namespace: str) -> None:
+        self.hits[tier, namespace] += 1
+
+    def miss(self, tier: Tier, namespace: str, reason: MissReason) -> None:
+        self.misses[tier, namespace, reason] += 1
+
+    def latency(self, tier: Tier, seconds: float) -> None:
+        self.asked[tier] += 1
+
+    def load(self, namespace: str, count: int) -> None:
+        self.loads[namespace] += count
+
+    def source_error(self, reason: str) -> None:
+        self.source_errors[reason] += 1
+
+    def fill_refused(self, tier: Tier, reason: str, count: int) -> None:
+        self.refused[tier, reason] += count
+
+    def served(self, namespace: str, age_s: float | None, *, stale: bool) -> None:
+        self.ages.append((namespace, age_s, stale))
+
+    def of_tier(self, tier: Tier) -> tuple[int, dict[MissReason, int]]:
+        """Hits, and misses by reason."""
+        reasons: Counter[MissReason] = Counter()
+        for (where, _, reason), count in self.misses.items():
+            if where is tier:
+                reasons[reason] += count
+        return sum(count for (where, _), count in self.hits.items() if where is tier), dict(reasons)
+
+
+class MemorySource:
+    """The source of truth: rows with versions that rise, each read `reading_s` long. `away` makes it fail."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.rows: dict[Key, Entry] = {}
+        self.away = False
+        self.reading_s = 0.0
+        self.asked: list[list[Key]] = []
+        self._clock = clock
+        self._version = 0
+
+    def write(self, key: Key) -> Entry:
+        self._version += 1
+        now = self._clock.now()
+        self.rows[key] = Entry(self._version, now, now, (float(self._version),))
+        return self.rows[key]
+
+    def load(self, keys: Sequence[Key]) -> Mapping[Key, Entry]:
+        self.asked.append(list(keys))
+        if self.away:
+            raise SourceUnavailable("database")
+        now = self._clock.now()
+        self._clock.advance(self.reading_s)
+        loaded = {}
+        for key in keys:
+            row = self.rows.get(key)
+            loaded[key] = Entry(0, now, now, None) if row is None else Entry(row.version, row.as_of, now, row.values)
+        return loaded

@@ -1,0 +1,94 @@
+import threading
+
+import pytest
+import redis
+
+from mlserve.cache.hotkeys import MINUTES, HotKeyCounter, read_hot_keys
+
+NOON = 1_700_000_000.0 - 1_700_000_000.0 % 60
+
+
+def _count(counter: HotKeyCounter, entity_id: str, times: int) -> None:
+    for _ in range(times):
+        counter.count("customer", entity_id)
+
+
+def test_the_hottest_come_first_over_all_processes(redis_client: redis.Redis) -> None:
+    """What two processes counted adds up; kind and id come back as they were, whatever characters they have."""
+    mine, other = HotKeyCounter(), HotKeyCounter()
+    _count(mine, "a", 2)
+    _count(other, "a", 2)
+    _count(other, "b:ü ", 3)
+    mine.count("merchant", "a")
+    for counter in (mine, other):
+        counter.publish(redis_client, now=NOON)
+    hot = read_hot_keys(redis_client, limit=2, now=NOON)
+    assert [(key.kind, key.id) for key in hot] == [("customer", "a"), ("customer", "b:ü ")]
+    assert hot[0].per_minute / hot[1].per_minute == pytest.approx(4 / 3)
+
+
+def test_a_publication_starts_the_counting_anew(redis_client: redis.Redis) -> None:
+    counter = HotKeyCounter()
+    _count(counter, "a", 2)
+    for _ in range(3):
+        counter.publish(redis_client, now=NOON)
+    _count(counter, "b", 3)
+    counter.publish(redis_client, now=NOON)
+    assert [key.id for key in read_hot_keys(redis_client, limit=9, now=NOON)] == ["b", "a"]
+
+
+def test_what_was_hot_cools_down_by_itself(redis_client: redis.Redis) -> None:
+    """Each minute a count weighs less, after some it is gone, and Redis forgets the set by itself."""
+    counter = HotKeyCounter()
+    _count(counter, "old", 10)
+    counter.publish(redis_client, now=NOON)
+    _count(counter, "new", 8)
+    counter.publish(redis_client, now=NOON + 60)
+    assert [key.id for key in read_hot_keys(redis_client, limit=9, now=NOON + 60)] == ["new", "old"]
+    assert [key.id for key in read_hot_keys(redis_client, limit=9, now=NOON + 60 * MINUTES)] == ["new"]
+    assert read_hot_keys(redis_client, limit=9, now=NOON + 60 * (MINUTES + 1)) == []
+    assert all(redis_client.ttl(name) > 0 for name in redis_client.scan_iter())
+
+
+def test_the_counter_is_bounded_and_keeps_the_hot(redis_client: redis.Redis) -> None:
+    """Ten thousand ids that come once do not push out one that comes often; not all are published either."""
+    counter = HotKeyCounter()
+    for number in range(10_000):
+        counter.count("customer", str(number))
+        if number % 100 == 0:
+            counter.count("customer", "hot")
+    assert len(counter._counts) <= 4_000
+    counter.publish(redis_client, now=NOON)
+    assert read_hot_keys(redis_client, limit=1, now=NOON)[0].id == "hot"
+    assert redis_client.zcard(redis_client.keys()[0]) == 500
+
+
+def test_members_that_are_not_ours_are_passed_over(redis_client: redis.Redis) -> None:
+    """Broken UTF-8, no separator, empty parts: they neither raise nor take a place."""
+    counter = HotKeyCounter()
+    _count(counter, "a", 1)
+    counter.publish(redis_client, now=NOON)
+    name = redis_client.keys()[0]
+    redis_client.zadd(name, {b"\xff\xfe": 9, b"": 8, b"customer": 7, b"\x1fx": 6, b"customer\x1f": 5})
+    assert [(key.kind, key.id) for key in read_hot_keys(redis_client, limit=1, now=NOON)] == [("customer", "a")]
+
+
+def test_no_count_is_lost_between_threads(redis_client: redis.Redis) -> None:
+    """Counting goes on while another thread publishes."""
+    counter, barrier = HotKeyCounter(), threading.Barrier(4)
+
+    def count() -> None:
+        barrier.wait()
+        _count(counter, "a", 500)
+
+    threads = [threading.Thread(target=count) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    while any(thread.is_alive() for thread in threads):
+        counter.publish(redis_client, now=NOON)
+    for thread in threads:
+        thread.join()
+    counter.publish(redis_client, now=NOON)
+    (member,) = redis_client.zrange(redis_client.keys()[0], 0, -1, withscores=True)
+    assert member[1] == 1_500
