@@ -51,6 +51,8 @@ class FeatureGroup:
     values: tuple[StoredValue, ...]
     policy: DefaultPolicy
     description: str
+    repeated: tuple[StoredValue, ...] = ()
+    """What may follow `values`, any number of times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,14 @@ CUSTOMER_ACTIVITY = FeatureGroup(
     ),
     # Other processes' L1 copies do not hear of a write, so this group is read from L2, which the writer updates.
     policy=DefaultPolicy(fresh_for_s=60, grace_s=600, negative_ttl_s=5, use_l1=False),
-    values=(),
+    values=(
+        StoredValue(name="complete_from", unit="s since 1970", default=0.0, description="nothing later is missing"),
+    ),
+    repeated=(
+        StoredValue(name="time", unit="s since 1970", default=0.0, description="of one transaction, oldest first"),
+        StoredValue(name="amount", unit="currency", default=0.0, description="its amount"),
+        StoredValue(name="tag", unit="", default=0.0, description="32 bits of its id's digest"),
+    ),
 )
 MERCHANT_PROFILE = FeatureGroup(
     name="merchant_profile",

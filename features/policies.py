@@ -65,31 +65,26 @@ def schema_of(name: str) -> int:
 
 
 def _in_force(row: TtlPolicy) -> Policy:
-    return Policy(
-        namespace=row.name,
-        schema=schema_of(row.name),
-        fresh_for_s=row.fresh_for_s,
-        grace_s=row.grace_s,
-        negative_ttl_s=row.negative_ttl_s,
-        use_l1=row.use_l1,
-        use_l2=row.use_l2,
-        fail_when_missing=row.on_missing == TtlPolicy.OnMissing.FAIL,
-    )
+    return _policy(row.name, row, fail_when_missing=row.on_missing == TtlPolicy.OnMissing.FAIL)
 
 
 def _defaults() -> PolicyBook:
     return PolicyBook(
-        0,
-        {
-            name: Policy(
-                namespace=name,
-                schema=schema_of(name),
-                fresh_for_s=policy.fresh_for_s,
-                grace_s=policy.grace_s,
-                negative_ttl_s=policy.negative_ttl_s,
-                use_l1=policy.use_l1,
-                use_l2=policy.use_l2,
-            )
-            for name, policy in default_policies().items()
-        },
+        0, {name: _policy(name, policy, fail_when_missing=False) for name, policy in default_policies().items()}
+    )
+
+
+def _policy(name: str, numbers: TtlPolicy | DefaultPolicy, *, fail_when_missing: bool) -> Policy:
+    group = GROUPS.get(name)
+    return Policy(
+        namespace=name,
+        schema=schema_of(name),
+        fresh_for_s=numbers.fresh_for_s,
+        grace_s=numbers.grace_s,
+        negative_ttl_s=numbers.negative_ttl_s,
+        use_l1=numbers.use_l1,
+        use_l2=numbers.use_l2,
+        fail_when_missing=fail_when_missing,
+        fixed_values=len(group.values) if group else 1,
+        repeated_values=len(group.repeated) if group else 0,
     )

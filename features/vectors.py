@@ -104,8 +104,9 @@ def peek_entity(*, entity: str, entity_id: str, now: float) -> list[dict[str, An
 def _named_values(group: str, entry: object) -> dict[str, float] | list[float] | None:
     if not isinstance(entry, Entry) or entry.values is None:
         return None
-    names = [stored.name for stored in GROUPS[group].values]
-    return dict(zip(names, entry.values, strict=True)) if names else list(entry.values)
+    if GROUPS[group].repeated:
+        return list(entry.values)
+    return dict(zip([stored.name for stored in GROUPS[group].values], entry.values, strict=True))
 
 
 def _copy(tier: str, entry: Entry, *, key: Key, book: PolicyBook, now: float) -> dict[str, Any]:

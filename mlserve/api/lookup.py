@@ -15,6 +15,8 @@ import msgspec
 from django.db import InterfaceError, OperationalError
 
 from mlserve.api.models import ApiKey
+from mlserve.cache.breaker import State
+from mlserve.cache.wiring import engine
 
 FRESH_FOR_S: Final = 1.0
 KEPT_FOR_S: Final = 600.0
@@ -108,7 +110,15 @@ def _make_room(entries: dict[str, Any], max_entries: int) -> None:
 
 
 def _load(digest: str) -> ApiClient | None:
-    row = ApiKey.objects.filter(digest=digest, revoked_at=None).values_list("prefix", "name", "scopes").first()
+    breaker = engine().l3_breaker
+    if breaker.state is not State.CLOSED:
+        raise OperationalError("Postgres did not answer a moment ago; its breaker is open")
+    try:
+        row = ApiKey.objects.filter(digest=digest, revoked_at=None).values_list("prefix", "name", "scopes").first()
+    except (OperationalError, InterfaceError):
+        # Found out at the price of a wait for a connection: nobody else needs to.
+        breaker.failure(timed_out=True)
+        raise
     return None if row is None else ApiClient(row[0], row[1], frozenset(row[2]))
 
 

@@ -171,6 +171,8 @@ class Cascade:
             loaded = loader(missing)
         except SourceUnavailable as error:
             stats.source_error(error.reason)
+            if search.max_age_s == 0:
+                self._look_for_copies(search)
             self._serve_expired(search)
             loaded = {}
         elapsed_s = self._clock.monotonic() - started
@@ -182,6 +184,13 @@ class Cascade:
         stats.latency(source, elapsed_s)
         search.trace.append(TierTrace(source, asked=len(missing), hit=len(loaded), ms=elapsed_s * 1000))
         return loaded
+
+    def _look_for_copies(self, search: _Search) -> None:
+        """The request wanted the source itself, which is away: an old value, flagged, beats none at all."""
+        for tier in (self._l1, self._l2):
+            for key, entry in tier.peek_many(search.open, search.policies).items():
+                if isinstance(entry, Entry):
+                    _keep_newest(search.expired, key, entry, tier.tier)
 
     def _serve_expired(self, search: _Search) -> None:
         """The source is away: what is within its grace period serves flagged, the rest has no value at all."""

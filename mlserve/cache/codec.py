@@ -65,6 +65,11 @@ def decode(record: bytes, key: Key, redis_name: bytes, schema: int) -> Entry | M
     if body.schema != schema:
         return MissReason.SCHEMA
     # An infinite `as_of` would be fresh for ever, and a value that is not a number has no score.
-    if not (isfinite(body.as_of) and isfinite(body.written_at) and all(map(isfinite, body.values))):
+    if not (isfinite(body.as_of) and isfinite(body.written_at) and _all_finite(body.values)):
         return MissReason.DECODE
     return Entry(int(version), body.as_of, body.written_at, body.values if kind == _VALUE else None)
+
+
+def _all_finite(values: tuple[float, ...]) -> bool:
+    # One that is not finite makes the sum not finite, and a sum is quick; only large ones need the slow look.
+    return isfinite(sum(values)) or all(map(isfinite, values))

@@ -18,6 +18,8 @@ from mlserve.cache.entry import Entry
 RECHECK_SHARE = 0.1
 RECHECK_LIMIT_S = 5.0
 """How soon a source whose values are past their limit is asked again: a tenth of the limit, at most this."""
+CLOCK_SKEW_S = 60.0
+"""Hosts' clocks may differ by this much. A copy from further in the future would be fresh until then: refused."""
 
 
 class Verdict(Enum):
@@ -37,6 +39,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     use_l1: bool = True
     use_l2: bool = True
     fail_when_missing: bool = False
+    fixed_values: int | None = None
+    repeated_values: int = 0
+    """A value has `fixed_values` numbers and then any number of runs of `repeated_values`; None: any number at all."""
 
     def allowed_age_s(self, max_age_s: float | None) -> float:
         """The tighter of policy and request. A request for 0 means "read the source", not "values of age 0"."""
@@ -47,15 +52,26 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     def verdict(self, entry: Entry, *, now: float, max_age_s: float | None) -> Verdict:
         """What a copy is worth at `now` (s since 1970) under the policy and the request's `max_age_s`."""
         copy_age_s = now - entry.written_at
+        if copy_age_s < -CLOCK_SKEW_S:
+            return Verdict.EXPIRED
         if entry.values is None:
             limit_s = self.negative_ttl_s if max_age_s is None else min(self.negative_ttl_s, max_age_s)
             return Verdict.FRESH if copy_age_s <= limit_s else Verdict.EXPIRED
+        if entry.as_of > now + CLOCK_SKEW_S:
+            return Verdict.EXPIRED
         allowed_s = self.allowed_age_s(max_age_s)
         if now - entry.as_of <= allowed_s:
             return Verdict.FRESH
         if copy_age_s <= min(RECHECK_LIMIT_S, RECHECK_SHARE * allowed_s):
             return Verdict.STALE_AT_SOURCE
         return Verdict.EXPIRED
+
+    def fits(self, entry: Entry) -> bool:
+        """Whether an entry has as many numbers as its namespace's values have."""
+        if entry.values is None or self.fixed_values is None:
+            return True
+        beyond = len(entry.values) - self.fixed_values
+        return beyond == 0 if not self.repeated_values else beyond >= 0 and beyond % self.repeated_values == 0
 
     def within_grace(self, entry: Entry, *, now: float) -> bool:
         """Whether an expired copy may still serve, flagged, while the source cannot be reached."""

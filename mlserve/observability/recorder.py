@@ -7,8 +7,9 @@ writes to it, and a poller adds the growth of all of them to the metrics. Totals
 
 import threading
 from bisect import bisect_left
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Hashable
+from weakref import finalize
 
 from prometheus_client import Histogram
 
@@ -25,6 +26,8 @@ class Recorder:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._of_threads: list[Counts] = []
+        self._of_ended_threads: deque[Counts] = deque()
+        self._ended: Counts = defaultdict(float)
         self._published: Counts = defaultdict(float)
 
     def hit(self, tier: Tier, namespace: str) -> None:
@@ -67,7 +70,8 @@ class Recorder:
     def publish(self) -> None:
         """Add what was counted since the last call to the metrics."""
         with self._lock:
-            totals: Counts = defaultdict(float)
+            self._fold_ended_threads()
+            totals = self._ended.copy()
             for counts in list(self._of_threads):
                 for what, count in counts.copy().items():
                     totals[what] += count
@@ -81,9 +85,24 @@ class Recorder:
         counts: Counts | None = getattr(self._local, "counts", None)
         if counts is None:
             counts = self._local.counts = defaultdict(float)
+            self._local.end = end = _End()
+            # Runs when the thread ends, in whatever thread notices: it may only leave a note.
+            finalize(end, self._of_ended_threads.append, counts)
             with self._lock:
                 self._of_threads.append(counts)
         return counts
+
+    def _fold_ended_threads(self) -> None:
+        """Servers start and end threads all the time; their counts must stay, their dictionaries must not."""
+        while self._of_ended_threads:
+            ended = self._of_ended_threads.popleft()
+            self._of_threads = [counts for counts in self._of_threads if counts is not ended]
+            for what, count in ended.items():
+                self._ended[what] += count
+
+
+class _End:
+    """Lives as long as the thread that it belongs to."""
 
 
 def _publish(what: Hashable, growth: float) -> None:

@@ -344,7 +344,7 @@ class CascadeAgainstAModel(RuleBasedStateMachine):
         if answer is None:
             usable = [
                 copy
-                for copy in (self._copies(key) if max_age_s != 0 else [])
+                for copy in self._copies(key)
                 if copy[1].values is not None and now - copy[1].as_of <= in_force.fresh_for_s + in_force.grace_s
             ]
             answer = max(usable, key=lambda copy: (copy[1].version, copy[0] is Tier.L2), default=None)

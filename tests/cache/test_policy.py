@@ -1,7 +1,7 @@
 import pytest
 
 from mlserve.cache.entry import Entry
-from mlserve.cache.policy import Policy, Verdict
+from mlserve.cache.policy import CLOCK_SKEW_S, Policy, Verdict
 from tests.cache.doubles import NOW, entry, negative, policy
 
 FRESH, STALE, EXPIRED = Verdict.FRESH, Verdict.STALE_AT_SOURCE, Verdict.EXPIRED
@@ -81,3 +81,34 @@ def test_grace_begins_where_freshness_ends(held: Entry, serves: bool) -> None:
 def test_redis_keeps_a_copy_for_as_long_as_it_could_serve(policy: Policy, held: Entry, kept_s: float) -> None:
     """Redis refuses a stay of nothing, so it is at least a second."""
     assert policy.keep_for_s(held) == kept_s
+
+
+@pytest.mark.parametrize(
+    ("fixed", "repeated", "count", "fits"),
+    [
+        (None, 0, 9, True),
+        (6, 0, 6, True),
+        (6, 0, 5, False),
+        (6, 0, 7, False),
+        (1, 3, 1, True),
+        (1, 3, 7, True),
+        (1, 3, 6, False),
+        (1, 3, 0, False),
+    ],
+)
+def test_an_entry_must_have_as_many_numbers_as_its_namespace(
+    fixed: int | None, repeated: int, count: int, fits: bool
+) -> None:
+    """So that a crafted record of the right schema cannot reach the model's features."""
+    held = Entry(1, NOW, NOW, (1.0,) * count)
+    assert policy(fixed_values=fixed, repeated_values=repeated).fits(held) is fits
+
+
+@pytest.mark.parametrize("ahead_s", [CLOCK_SKEW_S + 1, 1e9])
+def test_a_copy_from_the_future_is_expired(ahead_s: float) -> None:
+    """Beyond what hosts' clocks may differ by; it would be fresh until then."""
+    by_age = Entry(1, NOW + ahead_s, NOW, (1.0,))
+    by_copy = Entry(1, NOW, NOW + ahead_s, (1.0,))
+    forgotten = Entry(0, NOW, NOW + ahead_s, None)
+    for held in (by_age, by_copy, forgotten):
+        assert policy().verdict(held, now=NOW, max_age_s=None) is Verdict.EXPIRED

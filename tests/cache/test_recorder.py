@@ -93,3 +93,15 @@ def test_everything_that_can_be_counted_can_be_published() -> None:
     before = _sample("mlserve_scores_total", decision="approve", degraded="true")
     recorder.publish()
     assert _sample("mlserve_scores_total", decision="approve", degraded="true") == before + 1
+
+
+def test_the_counts_of_a_thread_outlive_it_and_its_dictionary_does_not() -> None:
+    """Servers start and end threads all the time."""
+    recorder = Recorder()
+    for _ in range(3):
+        thread = threading.Thread(target=recorder.hit, args=(Tier.L1, "short-lived"))
+        thread.start()
+        thread.join()
+        recorder.publish()
+    assert _sample("mlserve_cache_hits_total", tier="l1", namespace="short-lived") == 3
+    assert recorder._of_threads == []

@@ -76,7 +76,9 @@ class L2Tier:
                 if record is None:
                     found[key] = MissReason.COLD
                 else:
-                    found[key] = decode(record, key, name, policies[key.group].schema)
+                    policy = policies[key.group]
+                    held = decode(record, key, name, policy.schema)
+                    found[key] = MissReason.DECODE if isinstance(held, Entry) and not policy.fits(held) else held
         return found
 
     peek_many = get_many

@@ -1,0 +1,142 @@
+"""From an empty database to one that can score: each step does only what is missing."""
+
+import io
+import json
+import secrets
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.db.models import Min
+
+from features.definitions import GROUPS
+from features.models import FeatureRow, Transaction
+from features.policies import policies_in_force
+from mlserve.api.keys import KeyRefused, issue_key
+from mlserve.api.models import ApiKey
+from predictions.models import Activation
+from warmup.demo.place import DemoPlace, DemoRefused
+
+KEY_SCOPES = (ApiKey.Scope.SCORE, ApiKey.Scope.DEBUG, ApiKey.Scope.OPERATE)
+ADMIN_NAME = "admin"
+LOADING = "loading"
+_FRESH_SHARE = 0.5
+"""Groups older than this share of their limit are built anew, so that the first scores are not stale."""
+
+
+def migrate() -> None:
+    call_command("migrate", interactive=False, verbosity=0)
+
+
+def collect_static() -> None:
+    call_command("collectstatic", interactive=False, verbosity=0)
+
+
+def ensure_api_key(place: DemoPlace, *, wanted: str) -> str:
+    """A valid key with all scopes: the one wanted, else the one of the last run, else a new one.
+
+    Raises KeyRefused if the wanted one cannot be had.
+    """
+    key = wanted
+    if wanted:
+        issue_key(name="demo", scopes=KEY_SCOPES, key=wanted)
+    else:
+        key = _last_key(place) or issue_key(name="demo", scopes=KEY_SCOPES).key
+    place.remember_secret("api_key", key)
+    return key
+
+
+def _last_key(place: DemoPlace) -> str:
+    key = place.secret("api_key")
+    if not key:
+        return ""
+    try:
+        issue_key(name="demo", scopes=KEY_SCOPES, key=key)
+    except KeyRefused:
+        return ""  # revoked meanwhile
+    return key
+
+
+def ensure_admin(place: DemoPlace) -> str:
+    """The password of the superuser `admin`, who is made if needed. Empty if somebody else has set it."""
+    password = place.secret("admin_password")
+    user = User.objects.filter(username=ADMIN_NAME).first()
+    if user is None:
+        password = password or secrets.token_urlsafe(12)
+        User.objects.create_superuser(ADMIN_NAME, password=password)
+        place.remember_secret("admin_password", password)
+    elif not (password and user.check_password(password)):
+        return ""
+    return password
+
+
+def ensure_data(place: DemoPlace, *, file: Path | None, customers: int, merchants: int, days: int) -> str:
+    """A ledger with transactions: simulated ones, or those of `file` moved to now. What was done, in words.
+
+    A load that was interrupted is finished by the next call. Raises DemoRefused if the ledger holds other data.
+    """
+    source = str(file.resolve()) if file else "simulation"
+    known = place.data_note()
+    if Transaction.objects.exists() and known.get("state") != LOADING:
+        held = known.get("from", "elsewhere")
+        if file and held != source:
+            raise DemoRefused(
+                f"the ledger holds data from {held} already; `make clean` deletes them, or add the file to them: "
+                f"manage.py import_transactions {file} --shift-to-now"
+            )
+        return f"{_ledger_in_words()}, as before"
+    place.remember_data({"from": source, "state": LOADING})
+    if file:
+        _call("import_transactions", str(file), shift_to_now=True, rejects=place.folder / "data.rejects.csv")
+    else:
+        _call("simulate_transactions", customers=customers, merchants=merchants, days=days)
+    place.remember_data({"from": source, "state": "loaded"})
+    return _ledger_in_words()
+
+
+def ensure_features(*, now: datetime) -> str:
+    """All groups are there and well within their limits. What was built, in words."""
+    built_at = dict(FeatureRow.objects.values_list("group").annotate(at=Min("as_of")))
+    policies = policies_in_force()
+    missing = [
+        group.name
+        for group in GROUPS.values()
+        if group.name not in built_at
+        or (
+            group.cadence != "streaming"
+            and (now - built_at[group.name]).total_seconds() > _FRESH_SHARE * policies[group.name].fresh_for_s
+        )
+    ]
+    if not missing:
+        return "all fresh, as before"
+    # As a command, so that numpy and scikit-learn are loaded only if there is something to build.
+    report = _call("build_features", groups=",".join(missing))
+    return f"{sum(report['rows'].values()):,} rows in {len(missing)} groups"
+
+
+def ensure_model() -> str:
+    """A model is active. Which one, in words."""
+    newest = Activation.objects.select_related("model_version").first()
+    if newest is not None:
+        return f"{newest.model_version}, as before"
+    report = _call("train")
+    return (
+        f"{report['model_name']} {report['model_version']} ({report['estimator']}), "
+        f"AUC {report['auc_roc']:.3f} on {report['test_rows']:,} transactions"
+    )
+
+
+def _ledger_in_words() -> str:
+    newest = Transaction.objects.order_by("-occurred_at").values_list("occurred_at", flat=True).first()
+    until = f" up to {newest:%Y-%m-%d %H:%M} UTC" if newest else ""
+    return f"{Transaction.objects.count():,} transactions{until}"
+
+
+def _call(command: str, *args: str, **options: Any) -> dict[str, Any]:
+    """Another command, with its progress on stderr; its result."""
+    out = io.StringIO()
+    call_command(command, *args, json=True, stdout=out, **options)
+    result: dict[str, Any] = json.loads(out.getvalue())
+    return result

@@ -1,0 +1,61 @@
+"""The processes of the demo, as commands that anybody could type."""
+
+import sys
+from pathlib import Path
+
+from django.conf import settings
+
+from mlserve.settings.env import child_environment
+from warmup.demo.children import Recipe
+from warmup.demo.place import HOST
+
+WEB_WORKERS = 2
+"""So that what one process caches, another has to learn: as in production."""
+WEB_THREADS = 4
+"""Per worker; fewer than the connections of its pool."""
+_WORKER_BUDGET_MS = 500
+"""Nobody waits for a Celery worker: it gives L2 more time to answer than a request does."""
+_PYTHON = sys.executable
+_MANAGE = str(Path(settings.BASE_DIR) / "manage.py")
+
+
+def web(*, port: int) -> Recipe:
+    command = f"-m granian --interface wsgi --host {HOST} --port {port} --workers {WEB_WORKERS}"
+    return Recipe(
+        name="web",
+        argv=[
+            *(_PYTHON, *command.split()),
+            *("--blocking-threads", str(WEB_THREADS), "--no-ws", "--respawn-failed-workers"),
+            "mlserve.wsgi:application",
+        ],
+        environment=_environment(),
+        essential=True,
+    )
+
+
+def workers_and_beat() -> list[Recipe]:
+    return [
+        _celery("worker-refresh", "worker", "--queues", "refresh", "--concurrency", "2", "--hostname", "refresh@%h"),
+        _celery("worker-build", "worker", "--queues", "build", "--concurrency", "1", "--hostname", "build@%h"),
+        _celery("beat", "beat", "--pidfile", ""),
+    ]
+
+
+def live_traffic(*, port: int, api_key: str, per_second: float) -> Recipe:
+    return Recipe(
+        name="live-traffic",
+        argv=[_PYTHON, _MANAGE, "live_traffic", "--url", f"http://{HOST}:{port}", "--rate", str(per_second)],
+        environment=_environment(MLSERVE_API_KEY=api_key),
+    )
+
+
+def _celery(name: str, kind: str, *options: str) -> Recipe:
+    environment = _environment(MLSERVE_DB_POOL_MAX_SIZE="0", MLSERVE_CACHE_BUDGET_MS=str(_WORKER_BUDGET_MS))
+    argv = [_PYTHON, "-m", "celery", "--app", "mlserve.celery", "--workdir", str(settings.BASE_DIR), kind, *options]
+    return Recipe(name=name, argv=argv, environment=environment)
+
+
+def _environment(**changes: str) -> dict[str, str]:
+    return child_environment(
+        PYTHONPATH=str(settings.BASE_DIR), PYTHONUNBUFFERED="1", **{"MLSERVE_API_KEY": "", **changes}
+    )

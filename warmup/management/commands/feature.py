@@ -1,0 +1,54 @@
+"""`manage.py feature customer C000001`: what each tier holds of an entity, without changing anything."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError
+from django.utils import timezone
+
+from features.definitions import GROUPS_OF_ENTITY
+from features.vectors import peek_entity
+
+_VALUES_SHOWN = 12
+
+
+class Command(BaseCommand):
+    help = "Shows every copy of an entity's feature groups: version, age and limit in L2 and in Postgres. Only peeks."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("entity", choices=sorted(GROUPS_OF_ENTITY))
+        parser.add_argument("id")
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        entity, entity_id = options["entity"], options["id"]
+        if "\0" in entity_id or not entity_id:
+            raise CommandError("id: must not be empty or hold a zero byte", returncode=2)
+        try:
+            groups = peek_entity(entity=entity, entity_id=entity_id, now=timezone.now().timestamp())
+        except DatabaseError as error:
+            raise CommandError(f"PostgreSQL does not answer or refuses: {error}") from error
+        if options["json"]:
+            self.stdout.write(json.dumps({"entity": entity, "id": entity_id, "groups": groups}))
+            return
+        for group in groups:
+            self.stdout.write(f"{group['group']:<20} {_values(group['values'])}")
+            for copy in group["copies"]:
+                as_of = datetime.fromtimestamp(copy["as_of"], UTC)
+                what = "known to be unknown" if copy["negative"] else f"version {copy['version']}"
+                stale = "  STALE" if copy["stale"] else ""
+                self.stdout.write(
+                    f"  {copy['tier']:<4} {what}, as of {as_of:%Y-%m-%d %H:%M:%S} UTC, "
+                    f"{copy['age_s']:.1f} s old, at most {copy['max_age_s']:.0f} s{stale}"
+                )
+
+
+def _values(values: dict[str, float] | list[float] | None) -> str:
+    if values is None:
+        return "nothing known"
+    if isinstance(values, dict):
+        return ", ".join(f"{name} {value:g}" for name, value in values.items())
+    shown = ", ".join(f"{value:g}" for value in values[:_VALUES_SHOWN])
+    return f"{shown}, ... ({len(values)} numbers)" if len(values) > _VALUES_SHOWN else shown
