@@ -1,11 +1,17 @@
+from importlib import import_module
+
 from django.apps import AppConfig
 from django.db.models.signals import post_migrate
+
+from mlserve.platform.diagnosis import register
 
 
 class FeaturesConfig(AppConfig):
     name = "features"
 
     def ready(self) -> None:
-        from features.synchronise import synchronise_definitions  # models exist only now
-
-        post_migrate.connect(synchronise_definitions, sender=self)
+        # Models exist only now.
+        post_migrate.connect(import_module("features.synchronise").synchronise_definitions, sender=self)
+        diagnosis = import_module("features.diagnosis")
+        register("policies", diagnosis.diagnose_policies)
+        register("features", diagnosis.diagnose_features)

@@ -5,6 +5,7 @@
 | mlserve.E001 | cache and broker are one Redis | every check |
 | mlserve.E002 | the broker evicts | checks with `--database`, and before `migrate` |
 | mlserve.W003 | the cache does not evict, or evicts keys without expiry | the same |
+| mlserve.E004 | L1 or L2 is not served by the backend that the engine is written for | every check |
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,21 @@ def check_separate_servers(**_: Any) -> list[CheckMessage]:
             hint="Set REDIS_CACHE_URL and REDIS_BROKER_URL to two servers; another database number is not enough.",
             id="mlserve.E001",
         )
+    ]
+
+
+@register("mlserve")
+def check_cache_backends(**_: Any) -> list[CheckMessage]:
+    """E004: the engine keeps decoded entries by reference in L1 and speaks hash commands to L2."""
+    backends = {"l1": "mlserve.cache.tiers.l1_locmem.BoundedLocMemCache", "l2": "django_redis.cache.RedisCache"}
+    return [
+        Error(
+            f"CACHES[{alias!r}] has the backend {settings.CACHES.get(alias, {}).get('BACKEND')!r}.",
+            hint=f"Set CACHES[{alias!r}]['BACKEND'] to {backend!r}.",
+            id="mlserve.E004",
+        )
+        for alias, backend in backends.items()
+        if settings.CACHES.get(alias, {}).get("BACKEND") != backend
     ]
 
 

@@ -227,6 +227,8 @@ def prepare_command(argv: list[str]) -> None:
     started.
     """
     _default_settings(argv)
+    if argv[1:2] == ["runserver"]:
+        _share_metrics()
     need = _need(argv)
     if need == "start":
         _set_urls(start=True)
@@ -248,7 +250,18 @@ def prepare_process() -> None:
     if configuration is not None and configuration.settings.configured:
         return
     _default_settings([])
+    _share_metrics()
     _set_urls(start=True)
+
+
+def _share_metrics() -> None:
+    """Lets this process count into the files that `/metrics` and the console add up.
+
+    Processes that serve do; a command that is over in a moment would leave a handful of files behind each time.
+    prometheus-client looks at the variable when it is first imported.
+    """
+    folder = Path(os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(var_dir() / "metrics")))
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _default_settings(argv: list[str]) -> None:

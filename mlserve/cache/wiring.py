@@ -44,7 +44,7 @@ class Engine:
         self.l2_breaker = Breaker("l2", self.clock, random_source=random.Random())
         self.l3_breaker = Breaker("l3", self.clock, random_source=random.Random())
         l1_cache = caches["l1"]
-        assert isinstance(l1_cache, BoundedLocMemCache), "CACHES['l1'] must be the project's backend (mlserve.E003)"
+        assert isinstance(l1_cache, BoundedLocMemCache), "CACHES['l1'] must be the project's backend (mlserve.E004)"
         self.l1 = L1Tier(l1_cache.store)
         self.l2 = L2Tier(l2_client, self.l2_breaker, self.recorder)
         self.pending = PendingInvalidations(self.l2)

@@ -2,6 +2,7 @@
 
 from ipaddress import ip_address
 
+from django.conf import settings
 from django.http import HttpResponse
 from drf_spectacular.utils import extend_schema
 from prometheus_client import CollectorRegistry, generate_latest
@@ -36,7 +37,7 @@ class MetricsView(ApiView):
     @extend_schema(exclude=True)
     def get(self, _request: Request) -> HttpResponse:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        MultiProcessCollector(registry, path=str(settings.METRICS_DIR))
         return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE)
 
 

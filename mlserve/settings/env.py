@@ -58,9 +58,7 @@ except EnvValidationError as error:
     _mistakes = "; ".join(f"{name}: {' '.join(messages)}" for name, messages in _by_name.items())
     raise ImproperlyConfigured(f"the environment is wrong: {_mistakes}") from error
 
-# prometheus-client decides between one process and many when it is first imported.
-os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(METRICS_DIR))
-METRICS_DIR.mkdir(parents=True, exist_ok=True)
+METRICS_DIR.mkdir(parents=True, exist_ok=True)  # prometheus-client does not make it
 
 
 def child_environment(**changes: str) -> dict[str, str]:

@@ -90,3 +90,13 @@ def test_a_dead_server_is_no_finding_of_a_check(valkey_broker: ServerHandle) -> 
 def test_the_embedded_servers_pass() -> None:
     """What the project starts by itself is configured as it asks of others."""
     assert _ids(live=True) == set()
+
+
+@pytest.mark.parametrize("alias", ["l1", "l2"])
+def test_another_cache_backend_is_refused(alias: str) -> None:
+    """The engine is written for these two; with another one it would fail at the first score."""
+    assert "mlserve.E004" not in _ids()
+    caches = deepcopy(settings.CACHES)
+    caches[alias]["BACKEND"] = "django.core.cache.backends.locmem.LocMemCache"
+    with override_settings(CACHES=caches):
+        assert "mlserve.E004" in _ids()

@@ -32,7 +32,7 @@ def welcome_text(*, port: int, api_key: str, admin_password: str, transaction: M
   API key      {api_key}
   logs         {log_dir}
 
-  curl -s {url}/v1/scores?include=features,trace \\
+  curl -s '{url}/v1/scores?include=features,trace' \\
     -H 'Authorization: Bearer {api_key}' \\
     -H 'Content-Type: application/json' \\
     -d '{json.dumps(transaction)}'

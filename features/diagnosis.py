@@ -1,0 +1,60 @@
+"""What the doctor says of the TTL policies and of the features' age."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from django.db.models import Min
+from django.utils import timezone
+
+from features.definitions import GROUPS
+from features.models import FeatureRow, PolicyRevision, TtlPolicy
+from mlserve.platform.diagnosis import Finding, Level
+
+
+def diagnose_policies() -> Iterator[Finding]:
+    """Every group needs a policy; a streaming group in L1 shows other processes' writes late."""
+    policies = {policy.name: policy for policy in TtlPolicy.objects.all()}
+    missing = sorted(set(GROUPS) - set(policies))
+    if missing:
+        yield _finding("policies", Level.FAIL, f"none for {', '.join(missing)}", "run `manage.py migrate`")
+        return
+    in_l1 = [name for name, group in GROUPS.items() if group.cadence == "streaming" and policies[name].use_l1]
+    version = PolicyRevision.objects.values_list("id", flat=True).first()
+    if in_l1:
+        yield _finding(
+            "policies",
+            Level.WARN,
+            f"version {version}; {', '.join(in_l1)} is kept in L1, where writes of other processes are seen late",
+            "take L1 out of the policy in the admin",
+        )
+    else:
+        yield _finding("policies", Level.OK, f"version {version}, {len(policies)} policies in force")
+
+
+def diagnose_features() -> Iterator[Finding]:
+    """Batch and static groups must have been built within their limits."""
+    now = timezone.now()
+    oldest = dict(FeatureRow.objects.filter(deleted_at=None).values_list("group").annotate(Min("as_of")))
+    limits_s = dict(TtlPolicy.objects.values_list("name", "fresh_for_s"))
+    built = [group.name for group in GROUPS.values() if group.cadence != "streaming"]
+    never = [name for name in built if name not in oldest]
+    if never:
+        yield _finding("features", Level.WARN, f"never built: {', '.join(never)}", "run `manage.py build_features`")
+    late = [name for name in built if name in oldest and _age_s(oldest[name], now) > limits_s.get(name, float("inf"))]
+    if late:
+        yield _finding(
+            "features",
+            Level.WARN,
+            f"older than their policies allow, so flagged stale: {', '.join(late)}",
+            "run `manage.py build_features`, and keep a worker and beat running",
+        )
+    if not never and not late:
+        yield _finding("features", Level.OK, f"{len(built)} groups built within their limits")
+
+
+def _age_s(moment: datetime, now: datetime) -> float:
+    return (now - moment).total_seconds()
+
+
+def _finding(subject: str, level: Level, detail: str, fix: str = "") -> Finding:
+    return Finding(subject=subject, level=level, detail=detail, fix=fix)
