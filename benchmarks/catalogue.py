@@ -1,0 +1,17 @@
+"""Which benchmarks there are, in the order in which they run."""
+
+from benchmarks.artifact import open_artifact
+from benchmarks.contest import Benchmark
+from benchmarks.l1_hit import open_l1
+from benchmarks.l2_read import open_l2
+from benchmarks.scores import open_scores
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(name="l1", about="a hit in process memory, against Django's LocMemCache", open=open_l1),
+        Benchmark(name="l2", about="one read of all six groups from Redis, against a bare MGET", open=open_l2),
+        Benchmark(name="artifact", about="one row through ONNX, against scikit-learn", open=open_artifact),
+        Benchmark(name="score", about="warm POST /v1/scores, against an empty view on the same server", open=open_scores),
+    )
+}
