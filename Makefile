@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 MANAGE := $(BIN)/python manage.py
-CODE := manage.py mlserve features predictions warmup tests
+CODE := manage.py mlserve features predictions warmup benchmarks tests
 
 export UV_COMPILE_BYTECODE := 1
 # The Python of the machine is good enough, and a download of another one would need another index.

@@ -12,6 +12,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(name="l1", about="a hit in process memory, against Django's LocMemCache", open=open_l1),
         Benchmark(name="l2", about="one read of all six groups from Redis, against a bare MGET", open=open_l2),
         Benchmark(name="artifact", about="one row through ONNX, against scikit-learn", open=open_artifact),
-        Benchmark(name="score", about="warm POST /v1/scores, against an empty view on the same server", open=open_scores),
+        Benchmark(
+            name="score", about="warm POST /v1/scores, against an empty view on the same server", open=open_scores
+        ),
     )
 }

@@ -57,7 +57,9 @@ def post(*, path: str, host: str, key: str, body: bytes) -> bytes:
     return head.encode("ascii") + body
 
 
-def throughput(host: str, port: int, *, connections: int, seconds: float, next_request: Callable[[int], bytes]) -> float:
+def throughput(
+    host: str, port: int, *, connections: int, seconds: float, next_request: Callable[[int], bytes]
+) -> float:
     """Answers a second over all connections. `next_request` gets the connection's number and must be thread-safe.
 
     Raises BenchmarkFailed if any connection fails.

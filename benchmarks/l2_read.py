@@ -63,25 +63,27 @@ def open_l2(_progress: Progress) -> Iterator[list[Contest]]:
             raise BenchmarkFailed("l2: the two sides did not return what was put there")
 
     try:
-        tier.put_many(entries, policies)
-        for name, record in records.items():
-            client.set(name, record, ex=_KEPT_S)
-        check()
-        yield [
-            Contest(
-                name="l2",
-                ours_is="L2Tier.get_many of the six groups of a customer and a merchant, decoded and checked",
-                other_is="one redis-py MGET of the same bytes, on the same connection pool, not decoded",
-                unit="us/call",
-                compare=Compare.OURS_OVER_OTHER,
-                target=Target(1.5, at_most=True),
-                ours=per_call(lambda: tier.get_many(keys, policies)),
-                other=per_call(lambda: client.mget(names)),
-                check=check,
-            )
-        ]
-        tier.drop_many(keys)
-        client.delete(*names)
+        try:
+            tier.put_many(entries, policies)
+            for name, record in records.items():
+                client.set(name, record, ex=_KEPT_S)
+            check()
+            yield [
+                Contest(
+                    name="l2",
+                    ours_is="L2Tier.get_many of the six groups of a customer and a merchant, decoded and checked",
+                    other_is="one redis-py MGET of the same bytes, on the same connection pool, not decoded",
+                    unit="us/call",
+                    compare=Compare.OURS_OVER_OTHER,
+                    target=Target(1.5, at_most=True),
+                    ours=per_call(lambda: tier.get_many(keys, policies)),
+                    other=per_call(lambda: client.mget(names)),
+                    check=check,
+                )
+            ]
+        finally:
+            tier.drop_many(keys)
+            client.delete(*names)
     except redis.RedisError as error:
         raise BenchmarkFailed(f"l2: Redis does not answer or refuses: {error}") from error
 
@@ -91,7 +93,11 @@ def _entry(key: Key, random: Random, *, now: float) -> Entry:
     if group is CUSTOMER_ACTIVITY:
         values = [now - 31 * 86_400]
         for _ in range(RECENT_TRANSACTIONS):
-            values += (now - random.randrange(31 * 86_400), round(random.gammavariate(2, 25), 2), random.getrandbits(32))
+            values += (
+                now - random.randrange(31 * 86_400),
+                round(random.gammavariate(2, 25), 2),
+                random.getrandbits(32),
+            )
     else:
         values = [random.uniform(-1, 1000) for _ in group.values]
     return Entry(1_000_000, now, now, tuple(map(float, values)))
