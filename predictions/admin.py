@@ -211,7 +211,7 @@ class DecisionAdmin(ReadOnlyAdmin):
         response = _response_of(decision)
         if response is None or not response.reasons:
             return units.NOTHING
-        return _table(("Effect", "Reason"), ((f"{one.effect:+.4f}", one.text) for one in response.reasons), numbers=1)
+        return _table(("Effect", "Reason"), ((f"{one.effect:+.4f}", one.text) for one in response.reasons), numbers={0})
 
     @admin.display(description="features")
     def served_features(self, decision: Decision) -> SafeString | str:
@@ -219,20 +219,20 @@ class DecisionAdmin(ReadOnlyAdmin):
         if response is None or not response.features:
             return units.NOTHING
         return _table(
-            ("Value", "Age", "Limit", "Feature", "Tier", "As of", ""),
+            ("Feature", "Value", "Tier", "Age", "Limit", "As of", ""),
             (
                 (
+                    one.name,
                     f"{one.value:,.6g}",
+                    one.tier,
                     units.span(one.age_s),
                     units.span(one.max_age_s),
-                    one.name,
-                    one.tier,
                     f"{one.as_of:%Y-%m-%d %H:%M:%S} UTC" if one.as_of else units.NOTHING,
                     "stale" if one.stale else "",
                 )
                 for one in response.features
             ),
-            numbers=3,
+            numbers={1, 3, 4},
         )
 
     @admin.display
@@ -240,8 +240,8 @@ class DecisionAdmin(ReadOnlyAdmin):
         response = _response_of(decision)
         if response is None or not response.trace:
             return units.NOTHING
-        rows = ((one.asked, one.hit, units.latency(one.ms / 1000), one.tier) for one in response.trace)
-        return _table(("Asked", "Answered", "Time", "Tier"), rows, numbers=3)
+        rows = ((one.tier, one.asked, one.hit, units.latency(one.ms / 1000)) for one in response.trace)
+        return _table(("Tier", "Asked", "Answered", "Time"), rows, numbers={1, 2, 3})
 
     @admin.display(description="response")
     def stored_response(self, decision: Decision) -> SafeString | str:
@@ -272,11 +272,15 @@ def _pairs(values: dict[str, Any]) -> SafeString:
     )
 
 
-def _table(headers: tuple[str, ...], rows: Any, *, numbers: int) -> SafeString:
-    """The first `numbers` columns are numbers, aligned to the right."""
-    cells = "".join('<td class="n">{}</td>' if column < numbers else "<td>{}</td>" for column in range(len(headers)))
+def _table(headers: tuple[str, ...], rows: Any, *, numbers: set[int]) -> SafeString:
+    """The columns `numbers` are aligned to the right, their headers too."""
+    heads = "".join(
+        '<th scope="col" class="n">{}</th>' if column in numbers else '<th scope="col">{}</th>'
+        for column in range(len(headers))
+    )
+    cells = "".join('<td class="n">{}</td>' if column in numbers else "<td>{}</td>" for column in range(len(headers)))
     return format_html(
         '<table class="inside"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>',
-        format_html_join("", '<th scope="col">{}</th>', ((header,) for header in headers)),
+        format_html(heads, *headers),
         format_html_join("", f"<tr>{cells}</tr>", rows),
     )

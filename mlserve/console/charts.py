@@ -19,6 +19,8 @@ _LONGEST_GAP_S = 45.0
 """A line connects snapshots that lie closer than this."""
 _TABLE_ROWS = 12
 _TIME_TICK_S = 600
+_SHORT_TIME_TICK_S = 120
+_LONG_S = 1500.0
 
 Point = tuple[float, float | None]
 """Seconds since 1970 and the value there."""
@@ -128,7 +130,8 @@ def time_chart(
     def x(at: float) -> float:
         return _LEFT + (at - since) / (until - since) * (_WIDTH - _LEFT - _RIGHT)
 
-    for at in range(ceil(since / _TIME_TICK_S) * _TIME_TICK_S, int(until) + 1, _TIME_TICK_S):
+    tick_s = _TIME_TICK_S if until - since > _LONG_S else _SHORT_TIME_TICK_S
+    for at in range(ceil(since / tick_s) * tick_s, int(until) + 1, tick_s):
         if _LEFT + 15 <= x(at) <= _WIDTH - 18:
             _text(svg, x(at), _HEIGHT - 7, units.moment(at)[:5], "chart-time")
     for line in lines:

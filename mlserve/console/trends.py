@@ -10,13 +10,20 @@ from mlserve.console.report import DECISIONS, hit_share, source_loads
 from mlserve.console.window import Window, between
 
 HOUR_S = 3600.0
+_SHORTEST_S = 600.0
+"""A service that has just started shows its first minutes over the whole width, not at the edge of an empty hour."""
 STEP_S = 25.0
 """Every third snapshot, with some room for their jitter: nobody could tell more apart at the width of a chart."""
 _TIMED_TIERS = ("l1", "l2", "l3")
 
 
 def trend_charts(series: Sequence[Figures], *, until: float) -> tuple[Chart, ...]:
-    """Hit share and p99 per tier, scores and origin loads per second, over the hour before `until` (s since 1970)."""
+    """Hit share and p99 per tier, scores and origin loads per second, up to `until` (s since 1970).
+
+    They go back an hour, or as far as there are snapshots.
+    """
+    oldest = series[0].at if series else until
+    since = max(until - HOUR_S, min(oldest, until - _SHORTEST_S))
     windows = [(later.at, between(earlier, later)) for earlier, later in pairwise(series)]
 
     def line(name: str, style: str, value: Callable[[Window], float | None]) -> Line:
@@ -25,7 +32,7 @@ def trend_charts(series: Sequence[Figures], *, until: float) -> tuple[Chart, ...
 
     def chart(title: str, note: str, lines: Sequence[Line], scale: charts.ScaleOf, write: charts.Write) -> Chart:
         return charts.time_chart(
-            title=title, note=note, lines=lines, since=until - HOUR_S, until=until, scale_of=scale, write=write
+            title=title, note=note, lines=lines, since=since, until=until, scale_of=scale, write=write
         )
 
     return (
