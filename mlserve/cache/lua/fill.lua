@@ -8,10 +8,14 @@
 -- ARGV     triples of: field (feature group), record, milliseconds to keep it at most
 -- returns  the number of records that were refused
 local refused = 0
-local longest = 0
 for i = 1, #ARGV, 3 do
   local field, record, keep_ms = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
-  local held = redis.call('HGET', KEYS[1], field)
+  local held = redis.pcall('HGET', KEYS[1], field)
+  if type(held) == 'table' then
+    -- Not a hash: somebody else's value under our name. Left there, it would be a miss for ever.
+    redis.call('UNLINK', KEYS[1])
+    held = false
+  end
   local held_version = held and string.sub(held, 1, 19)
   -- Bytes that are no record of ours (no 19 digits in front) protect nothing and are replaced.
   if held_version and string.find(held_version, '^%d+$') and held_version > string.sub(record, 1, 19) then

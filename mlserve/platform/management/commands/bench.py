@@ -42,6 +42,8 @@ class Command(BaseCommand):
                 results = suite.measure(dict.fromkeys(names), seconds=seconds, progress=progress)
         except failure as error:
             raise CommandError(str(error)) from error
+        except KeyboardInterrupt as error:
+            raise CommandError("interrupted; what it made is gone") from error
         if options["json"]:
             self.stdout.write(json.dumps(suite.as_json(results)))
         else:

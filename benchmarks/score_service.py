@@ -1,0 +1,174 @@
+"""A service to be measured: a database and a Redis database of its own, one web process, all gone afterwards.
+
+The servers are those that the commands of this checkout use, so what is measured runs on what will serve; the data
+are not, so nothing that anybody keeps is touched, and the figures do not depend on it.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+import psycopg
+import redis
+from psycopg import sql
+
+from benchmarks.contest import BenchmarkFailed, Progress
+from benchmarks.score_world import ScoreWorld
+from mlserve.settings import env
+
+HOST = "127.0.0.1"
+THREADS = 4
+"""Of the one web process: as in the demo."""
+_START_S = 60.0
+_STOP_S = 10.0
+_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('mlserve bench', 0))"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreService:
+    port: int
+    world: ScoreWorld
+
+
+@contextmanager
+def score_service(progress: Progress) -> Iterator[ScoreService]:
+    """A running service that can score. Raises BenchmarkFailed, also if another process measures on these servers."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mlserve-bench-")))
+        environment = env.child_environment(
+            DJANGO_SETTINGS_MODULE="benchmarks.server_settings",
+            DATABASE_URL=stack.enter_context(_own_database()),
+            REDIS_CACHE_URL=stack.enter_context(_own_redis_database()),
+            MLSERVE_VAR_DIR=str(folder),
+            PROMETHEUS_MULTIPROC_DIR=str(folder / "metrics"),
+            PYTHONPATH=str(env.BASE_DIR),
+        )
+        world = _fill(environment, folder / "prepare.log", progress)
+        progress("start the web process", 0.0)
+        port = stack.enter_context(_web(environment, folder / "web.log"))
+        yield ScoreService(port=port, world=world)
+
+
+@contextmanager
+def _own_database() -> Iterator[str]:
+    """Its URL. What a killed run has left is dropped first."""
+    parts = urlsplit(env.DATABASE_URL)
+    name = f"{parts.path.lstrip('/')}_bench"
+    drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+    try:
+        with psycopg.connect(env.DATABASE_URL, autocommit=True) as connection:
+            if connection.execute(_LOCK).fetchone() != (True,):
+                raise BenchmarkFailed("score: another process measures on this PostgreSQL; wait until it is done")
+            connection.execute(drop)
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            try:
+                yield urlunsplit(parts._replace(path=f"/{name}"))
+            finally:
+                connection.execute(drop)
+    except psycopg.Error as error:
+        raise BenchmarkFailed(
+            f"score: PostgreSQL does not answer or gives no database {name}: {str(error).strip()}; the user of "
+            "DATABASE_URL needs the right to create databases"
+        ) from error
+
+
+@contextmanager
+def _own_redis_database() -> Iterator[str]:
+    """The URL of one that was empty, and is emptied again."""
+    parts = urlsplit(env.REDIS_CACHE_URL)
+    if parts.scheme not in ("redis", "rediss"):
+        raise BenchmarkFailed(f"score: REDIS_CACHE_URL begins with {parts.scheme}:, needed is redis: or rediss:")
+    try:
+        for number in range(15, 0, -1):
+            url = urlunsplit(parts._replace(path=f"/{number}"))
+            with redis.Redis.from_url(url, socket_timeout=5) as client:
+                if client.dbsize() == 0:
+                    try:
+                        yield url
+                    finally:
+                        client.flushdb()
+                    return
+    except redis.RedisError as error:
+        raise BenchmarkFailed(f"score: Redis does not answer or refuses: {error}") from error
+    raise BenchmarkFailed("score: none of the databases 1 to 15 of REDIS_CACHE_URL is empty")
+
+
+def _fill(environment: Mapping[str, str], log: Path, progress: Progress) -> ScoreWorld:
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.score_world"], env=environment, stdout=subprocess.PIPE, stderr=errors
+        ) as child,
+    ):
+        assert child.stdout is not None
+        last = b"{}"
+        try:
+            for line in child.stdout:
+                last = line
+                stage = msgspec.json.decode(line).get("stage")
+                if stage:
+                    progress(f"prepare: {stage}", 0.0)
+        finally:
+            _end(child)
+    if child.returncode != 0:
+        raise BenchmarkFailed(f"score: the data could not be prepared:\n{_tail(log)}")
+    return msgspec.json.decode(last, type=ScoreWorld)
+
+
+@contextmanager
+def _web(environment: Mapping[str, str], log: Path) -> Iterator[int]:
+    """The port of one granian process, which answers."""
+    port = _free_port()
+    command = f"-m granian --interface wsgi --host {HOST} --port {port} --workers 1 --no-ws"
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(
+            [sys.executable, *command.split(), "--blocking-threads", str(THREADS), "mlserve.wsgi:application"],
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        ) as server,
+    ):
+        try:
+            _wait_until_it_answers(server, port, log)
+            yield port
+        finally:
+            server.terminate()
+            _end(server)
+
+
+def _wait_until_it_answers(server: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while server.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise BenchmarkFailed(f"score: the web process does not answer:\n{_tail(log)}")
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    try:
+        child.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _tail(log: Path) -> str:
+    return os.linesep.join(log.read_text("utf-8", "replace").splitlines()[-15:])

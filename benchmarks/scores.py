@@ -1,0 +1,116 @@
+"""`score`: warm `POST /v1/scores` over HTTP, against an empty REST framework view on the same server.
+
+One granian process (WSGI) serves both, behind the same middleware; as many kept connections as it has threads ask as
+fast as they are answered. Twice: as a dry run, which is the scoring itself, and with the journal, which commits every
+decision to PostgreSQL before it is acknowledged.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import count
+from time import monotonic
+
+import msgspec
+
+from benchmarks.contest import BenchmarkFailed, Contest, Progress, Side
+from benchmarks.http_load import Connection, post, throughput
+from benchmarks.ratio import Compare, Target
+from benchmarks.score_service import HOST, THREADS, ScoreService, score_service
+
+_TARGET = Target(0.6)
+_SCORES = "/v1/scores"
+_EMPTY = "/v1/scores-empty"
+"""As in `server_urls.py`, which only the server can import."""
+_WARM_FOR_S = 20.0
+"""Customers' activity counts as fresh for 60 s, and a dry run renews nothing."""
+
+
+class _Scores:
+    """The requests of one run."""
+
+    def __init__(self, service: ScoreService) -> None:
+        self._service = service
+        self._numbers = count()
+        self._warmed_at = float("-inf")
+        self._dry_runs: list[bytes] = []
+        self._empty = self._request(_EMPTY, 0)
+
+    def _request(self, path: str, number: int) -> bytes:
+        pairs = self._service.world.pairs
+        customer, merchant = pairs[number % len(pairs)]
+        body = {
+            "transaction_id": f"bench-{number}",
+            "occurred_at": datetime.now(UTC),
+            "customer_id": customer,
+            "merchant_id": merchant,
+            "amount": 20.0,
+            "currency": "EUR",
+        }
+        return post(path=path, host=HOST, key=self._service.world.key, body=msgspec.json.encode(body))
+
+    def warm(self) -> None:
+        """Every pair is in L1 and L2, and stays fresh for longer than a round."""
+        if monotonic() - self._warmed_at < _WARM_FOR_S:
+            return
+        connection = Connection(HOST, self._service.port)
+        for _ in self._service.world.pairs:
+            connection.ask(self.journaled(0))
+        connection.close()
+        self._dry_runs = [
+            self._request(f"{_SCORES}?dry_run=true", number) for number in range(len(self._service.world.pairs))
+        ]
+        self._warmed_at = monotonic()
+
+    def journaled(self, _connection: int) -> bytes:
+        """A transaction that was not seen before."""
+        return self._request(_SCORES, next(self._numbers))
+
+    def dry_run(self, _connection: int) -> bytes:
+        return self._dry_runs[next(self._numbers) % len(self._dry_runs)]
+
+    def empty(self, _connection: int) -> bytes:
+        return self._empty
+
+    def side(self, next_request: Callable[[int], bytes]) -> Side:
+        def measure(seconds: float) -> float:
+            return throughput(HOST, self._service.port, connections=THREADS, seconds=seconds, next_request=next_request)
+
+        return measure
+
+    def check_warm(self) -> None:
+        """L1 and L2 answer for everything: Postgres is not asked."""
+        connection = Connection(HOST, self._service.port)
+        for number in range(0, len(self._service.world.pairs), 10):
+            answer = msgspec.json.decode(connection.ask(self._request(f"{_SCORES}?dry_run=true&include=trace", number)))
+            asked = {tier["tier"] for tier in answer["trace"]}
+            if not {"l1", "l2"} <= asked or "l3" in asked or answer["degraded"]:
+                raise BenchmarkFailed(
+                    f"score: the scores were not warm: {answer['trace']}, {answer['degraded_reasons']}"
+                )
+        connection.close()
+
+
+@contextmanager
+def open_scores(progress: Progress) -> Iterator[list[Contest]]:
+    """Makes data of its own in a database of its own: some ten seconds."""
+    with score_service(progress) as service:
+        scores = _Scores(service)
+        yield [
+            Contest(
+                name=name,
+                ours_is=f"POST {_SCORES}{what}; granian, 1 process, {THREADS} threads, {THREADS} connections",
+                other_is="POST to an empty REST framework view without a key, same process, same middleware",
+                unit="requests/s",
+                compare=Compare.OURS_OVER_OTHER,
+                target=_TARGET,
+                ours=scores.side(next_request),
+                other=scores.side(scores.empty),
+                prepare=scores.warm,
+                check=scores.check_warm,
+            )
+            for name, what, next_request in (
+                ("score-dry-run", "?dry_run=true, warm", scores.dry_run),
+                ("score-journal", ", warm, each decision committed to PostgreSQL", scores.journaled),
+            )
+        ]
