@@ -105,7 +105,7 @@ def weeks_to_now(
             begun = _shift_of_known(connection, good.transaction_ids[:1000], good.occurred_at[:1000])
             if begun is not None:
                 return begun
-        latest = good.occurred_at.max()
+        latest = np.max(good.occurred_at)
         newest = latest if newest is None else max(newest, latest)
         progress(batch.fraction, "looking for the newest row")
     if newest is None:
