@@ -16,7 +16,7 @@ KEYED = [
     ("get", "/v1/features/customer/c-1", "debug"),
     ("delete", "/v1/features/customer/c-1", "operate"),
 ]
-PUBLIC = ["/", "/healthz/live", "/healthz/ready", "/openapi.json", "/docs"]
+PUBLIC = ["/", "/healthz/live", "/healthz/ready", "/openapi.json", "/docs", "/favicon.ico"]
 REFUSED = (401, 403)
 
 

@@ -67,4 +67,4 @@ def test_code_is_what_it_claims_to_be(page: Path) -> None:
 def test_commands_in_the_pages_exist(page: Path) -> None:
     """Whatever follows `manage.py` in a page is a command, with options that it has."""
     named = set(re.findall(r"manage\.py ([a-z_]+)", page.read_text("utf-8")))
-    assert named - set(get_commands()) - {"bench"} == set()
+    assert named - set(get_commands()) == set()
