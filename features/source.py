@@ -11,7 +11,10 @@ from mlserve.cache.breaker import Breaker
 from mlserve.cache.cascade import SourceUnavailable
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
+from mlserve.patience import AnswerTimeout, answer_within
 
+PATIENCE_S = 1.0
+"""A read by primary key takes about a millisecond; who has not answered by then is frozen or out of reach."""
 Load = Callable[[Sequence[Key]], Mapping[Key, Entry]]
 
 
@@ -22,11 +25,12 @@ def loader(breaker: Breaker) -> Load:
         if not breaker.allow():
             raise SourceUnavailable("breaker")
         try:
-            entries = read_source(keys)
+            with answer_within(PATIENCE_S):
+                entries = read_source(keys)
         except (DatabaseError, InterfaceError) as error:
             waited = waited_in_vain(error)
             breaker.failure(timed_out=waited)
-            raise SourceUnavailable("pool_timeout" if waited else "database") from error
+            raise SourceUnavailable("timeout" if waited else "database") from error
         finally:
             _give_connection_back()
         breaker.success()
@@ -42,8 +46,8 @@ def _give_connection_back() -> None:
 
 
 def waited_in_vain(error: Exception) -> bool:
-    """Whether this error of Django's is the pool's time-out, which has cost seconds, and not a quick refusal."""
-    return isinstance(error.__cause__, psycopg_pool.PoolTimeout)
+    """Whether this error of Django's came after a wait of seconds, and is not a quick refusal."""
+    return isinstance(error.__cause__, psycopg_pool.PoolTimeout | AnswerTimeout)
 
 
 def read_source(keys: Sequence[Key]) -> dict[Key, Entry]:

@@ -29,13 +29,19 @@ from mlserve.cache.outcome import Degradation
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
 from mlserve.observability import metrics
+from mlserve.patience import answer_within
 from predictions import spool
 from predictions.messages import ScoreResponse, with_degradation
 
 _log = structlog.get_logger(__name__)
 MOST_PER_COMMIT = 200
+PATIENCE_S = 1.5
+"""For each statement of a commit; after that the batch goes to the spool, where repetitions do no harm."""
 WAIT_S = 5.0
 """Longest wait of a request for its commit; after that the client may ask again under the same id."""
+MOST_REMEMBERED = 5_000
+"""Spooled decisions that this process still recognises when they are sent again while Postgres is away."""
+_spooled: dict[str, tuple[bytes, bytes]] = {}
 Unavailable = (DatabaseError, InterfaceError)
 
 
@@ -160,7 +166,8 @@ def _finish_all(batch: Sequence[_Waiting]) -> None:
     outcomes: Sequence[Recorded | MlserveError]
     if breaker.allow():
         try:
-            outcomes = _commit_on_live_connection(entries)
+            with answer_within(PATIENCE_S):
+                outcomes = _commit_on_live_connection(entries)
         except Unavailable as error:
             connection.close()
             if _is_outage(error):
@@ -186,7 +193,7 @@ def _commit_on_live_connection(entries: Sequence[JournalEntry]) -> list[Recorded
         return commit(entries)
     except Unavailable as error:
         connection.close()
-        if not (used_before and _is_outage(error)):
+        if not (used_before and _is_outage(error)) or waited_in_vain(error):
             raise
         return commit(entries)
 
@@ -236,12 +243,27 @@ def _commit_alone(entry: JournalEntry) -> Recorded | MlserveError:
 
 
 def _spool(entries: Sequence[JournalEntry]) -> Sequence[Recorded | MlserveError]:
+    new = {entry.transaction.id: _flagged(entry) for entry in reversed(entries) if entry.transaction.id not in _spooled}
     try:
-        spool.append([_flagged(entry) for entry in entries])
+        spool.append(list(new.values()))
     except spool.SpoolFailed as error:
         return [error] * len(entries)
-    metrics.JOURNAL_SPOOLED.inc(len(entries))
-    return [Recorded(spooled=True)] * len(entries)
+    metrics.JOURNAL_SPOOLED.inc(len(new))
+    outcomes: list[Recorded | MlserveError] = []
+    for entry in entries:
+        answered = new.pop(entry.transaction.id, None)
+        if answered is None:
+            outcomes.append(_compare(entry, _spooled[entry.transaction.id]))
+        else:
+            _remember_spooled(answered)
+            outcomes.append(Recorded(spooled=True))
+    return outcomes
+
+
+def _remember_spooled(entry: JournalEntry) -> None:
+    while len(_spooled) >= MOST_REMEMBERED:
+        del _spooled[next(iter(_spooled))]
+    _spooled[entry.transaction.id] = (entry.digest, msgspec.json.encode(entry.response))
 
 
 def _flagged(entry: JournalEntry) -> JournalEntry:

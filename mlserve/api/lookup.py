@@ -17,12 +17,14 @@ from django.db import InterfaceError, OperationalError
 from mlserve.api.models import ApiKey
 from mlserve.cache.breaker import State
 from mlserve.cache.wiring import engine
+from mlserve.patience import answer_within
 
 FRESH_FOR_S: Final = 1.0
 KEPT_FOR_S: Final = 600.0
 RETRY_AFTER_FAILURE_S: Final = 2.0
 """Time between tries while Postgres is away: each may wait that long for a connection."""
 _MAX_ENTRIES: Final = 10_000
+PATIENCE_S: Final = 1.0
 
 
 class ApiClient(msgspec.Struct, frozen=True, gc=False):
@@ -114,7 +116,8 @@ def _load(digest: str) -> ApiClient | None:
     if breaker.state is not State.CLOSED:
         raise OperationalError("Postgres did not answer a moment ago; its breaker is open")
     try:
-        row = ApiKey.objects.filter(digest=digest, revoked_at=None).values_list("prefix", "name", "scopes").first()
+        with answer_within(PATIENCE_S):
+            row = ApiKey.objects.filter(digest=digest, revoked_at=None).values_list("prefix", "name", "scopes").first()
     except (OperationalError, InterfaceError):
         # Found out at the price of a wait for a connection: nobody else needs to.
         breaker.failure(timed_out=True)

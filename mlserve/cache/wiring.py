@@ -28,10 +28,12 @@ from mlserve.cache.tiers.l1_locmem import BoundedLocMemCache, L1Tier
 from mlserve.cache.tiers.l2_redis import L2Tier
 from mlserve.observability import metrics
 from mlserve.observability.recorder import Recorder
+from mlserve.patience import answer_within
 from mlserve.poller import Poller
 
 PUBLISH_INTERVAL_S = 1.0
 PROBE_INTERVAL_S = 0.1
+PROBE_PATIENCE_S = 1.0
 
 
 class Engine:
@@ -113,7 +115,7 @@ class Engine:
         if not self.l3_breaker.allow_probe():
             return
         try:
-            with connection.cursor() as cursor:
+            with answer_within(PROBE_PATIENCE_S), connection.cursor() as cursor:
                 cursor.execute("SELECT 1")
         except (DatabaseError, InterfaceError):
             connection.close()

@@ -7,6 +7,7 @@ from celery.schedules import crontab
 from csp.constants import NONE, SELF
 from kombu import Queue
 
+from mlserve.patience import BoundedConnection
 from mlserve.settings import env
 
 BASE_DIR = env.BASE_DIR
@@ -72,7 +73,13 @@ TEMPLATES: list[dict[str, Any]] = [
 ]
 
 # The pool doubles its pause between attempts until reconnect_timeout: a short one notices soon that an outage is over.
-_POOL_LIMITS = {"min_size": 1, "max_size": env.DB_POOL_MAX_SIZE, "timeout": 2.0, "reconnect_timeout": 2.0}
+_POOL_LIMITS = {
+    "min_size": 1,
+    "max_size": env.DB_POOL_MAX_SIZE,
+    "timeout": 2.0,
+    "reconnect_timeout": 2.0,
+    "connection_class": BoundedConnection,
+}
 _POOL = {"pool": _POOL_LIMITS} if env.DB_POOL_MAX_SIZE else {}
 DATABASES: dict[str, Any] = {
     "default": {

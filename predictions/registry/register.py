@@ -45,6 +45,7 @@ def register(trained: "TrainedModel") -> ModelVersion:
                 "train_frauds": trained.train_frauds,
                 "test_rows": trained.test_rows,
                 "test_frauds": trained.test_frauds,
+                "unlabelled_rows": trained.unlabelled_rows,
             },
             training={
                 "train_start": plan.periods.train_start.isoformat(),

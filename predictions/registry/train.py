@@ -19,6 +19,9 @@ from predictions.registry.protocol import Integers, Periods, Quality, TooLittleD
 from predictions.registry.stages import Stages
 from predictions.registry.thresholds import choose_thresholds, unseen_scores
 
+MOST_UNLABELLED = 0.5
+"""More than this share without a label, and what is left is no fair sample."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
@@ -47,6 +50,8 @@ class TrainedModel:
     train_frauds: int
     test_rows: int
     test_frauds: int
+    unlabelled_rows: int
+    """Transactions of these days that were left out because nobody has said yet whether they were fraud."""
 
 
 def periods_in_ledger(*, train_start: date | None, train_days: int, delay_days: int, test_days: int) -> Periods:
@@ -81,11 +86,12 @@ def train(plan: TrainingPlan, *, stages: Stages) -> TrainedModel:
     with stages.stage("vectors"):
         periods = plan.periods
         vectors = training_vectors(periods.train_start, periods.last_day, plan.feature_names, progress=stages.progress)
+        labelled = vectors.labels >= 0
         _check_labelled(vectors)
-        rows = _float32(vectors.X)
-        days = vectors.occurred_at.astype("datetime64[D]").astype(np.int64)
-        customers = _numbered(vectors)
-        labels = vectors.labels
+        rows = _float32(vectors.X[labelled])
+        days = vectors.occurred_at[labelled].astype("datetime64[D]").astype(np.int64)
+        customers = _numbered(vectors)[labelled]
+        labels = vectors.labels[labelled]
         part = split(periods=periods, days=days, customers=customers, labels=labels)
     # One thread: two would wait for each other actively and cost the scoring processes of the same host more than they
     # save here.
@@ -135,17 +141,19 @@ def train(plan: TrainingPlan, *, stages: Stages) -> TrainedModel:
         train_frauds=int(labels[part.train].sum()),
         test_rows=len(part.test),
         test_frauds=int(labels[part.test].sum()),
+        unlabelled_rows=int(len(labelled) - labelled.sum()),
     )
 
 
 def _check_labelled(vectors: TrainingSet) -> None:
+    """Some transactions have no label yet, those scored a moment ago above all; most of them must have one."""
     unlabelled = np.flatnonzero(vectors.labels < 0)
-    if len(unlabelled):
+    if len(unlabelled) > MOST_UNLABELLED * len(vectors):
         first = unlabelled[0]
         raise TooLittleData(
             f"{len(unlabelled)} of {len(vectors)} transactions in these days have no label, the first is "
-            f"{vectors.transaction_ids[first]} of {vectors.occurred_at[first]} UTC. Choose an earlier --train-start, "
-            "or import their labels"
+            f"{vectors.transaction_ids[first]} of {vectors.occurred_at[first]} UTC; at most "
+            f"{MOST_UNLABELLED:.0%} may be left out. Choose an earlier --train-start, or import their labels"
         )
 
 

@@ -115,3 +115,38 @@ def test_both_away_is_a_score_with_defaults(warm: World, postgres: ServerHandle,
     assert answer.body["degraded_reasons"] == ["cache_unavailable", SPOOLED, "source_unavailable"]
     assert {tier for tier in answer.tiers.values() if tier != "request"} == {"default"}
     assert len(spool.pending_files()) == 1
+
+
+def test_a_frozen_postgres_costs_each_wait_its_limit_once(warm: World, postgres: ServerHandle) -> None:
+    """Connections stay open and nothing answers: the limits of `answer_within` end it, then the breaker is open."""
+    postgres.freeze()
+    first = warm.score()
+    assert first.status == 200
+    assert SPOOLED in first.body["degraded_reasons"]
+    assert first.seconds < 10
+    assert engine().l3_breaker.state is not State.CLOSED
+    second = warm.score(customer_id="C7", merchant_id="M7")
+    assert second.status == 200
+    assert second.body["degraded_reasons"] == [SPOOLED, "source_unavailable"]
+    assert sum(second.steps_ms.values()) < 500
+    postgres.thaw()
+    until(lambda: engine().l3_breaker.state is State.CLOSED)
+    until(lambda: deliver_spooled() == 0 and not spool.pending_files())
+    assert warm.stored(first.body["transaction_id"]) == first.body
+
+
+def test_an_id_that_was_spooled_is_recognised(warm: World, postgres: ServerHandle) -> None:
+    """While Postgres is away too: the same body is replayed, another one is a conflict, and one decision arrives."""
+    postgres.stop()
+    request = warm.request()
+    first, again = warm.post(request), warm.post(request)
+    assert first.body["degraded_reasons"] == [SPOOLED]
+    assert again.body == first.body
+    assert again.headers["Idempotent-Replayed"] == "true"
+    conflict = warm.post({**request, "amount": request["amount"] + 1})
+    assert (conflict.status, conflict.body["code"]) == (422, "transaction_conflict")
+    assert sum(path.read_bytes().count(b"\n") for path in spool.pending_files()) == 1
+    postgres.start()
+    until(lambda: engine().l3_breaker.state is State.CLOSED)
+    until(lambda: deliver_spooled() == 0 and not spool.pending_files())
+    assert warm.stored(request["transaction_id"]) == first.body

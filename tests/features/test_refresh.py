@@ -196,7 +196,9 @@ def test_the_command_builds_what_it_is_told_and_says_so_in_json() -> None:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("arguments", [["--as-of", "yesterday"], ["--groups", "merchant_risk,nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [["--as-of", "yesterday"], ["--as-of", "9999-01-01"], ["--groups", "merchant_risk,nonsense"]]
+)
 def test_the_command_refuses_what_it_does_not_understand(arguments: list[str]) -> None:
     """Usage: exit code 2, the option is named."""
     with pytest.raises(CommandError, match=arguments[0]) as refusal:

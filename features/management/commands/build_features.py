@@ -31,6 +31,12 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         now = timezone.now()
         as_of = _moment(options["as_of"]) if options["as_of"] else now
+        if as_of > now:
+            raise CommandError(
+                f"--as-of: {as_of:%Y-%m-%d %H:%M:%S} UTC is in the future, whose windows would be empty; it is "
+                f"{now:%Y-%m-%d %H:%M:%S} UTC now",
+                returncode=2,
+            )
         groups = [name.strip() for name in options["groups"].split(",")]
         unknown = [name for name in groups if name not in GROUPS]
         if unknown:

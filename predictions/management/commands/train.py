@@ -119,6 +119,7 @@ def _text(report: dict[str, Any]) -> str:
             f"{training['train_days']} d from {training['train_start']}",
             f"tested on       {report['test_rows']} transactions, {report['test_frauds']} frauds, "
             f"{training['test_days']} d up to {training['last_day']}",
+            f"left out        {report['unlabelled_rows']} transactions of these days that have no label yet",
             f"quality         AUC ROC {report['auc_roc']:.3f}, average precision {report['average_precision']:.3f}, "
             f"card precision@100 {report['card_precision_at_100']:.3f}",
             f"thresholds      review from {thresholds['review_from']:.4f}, decline from "

@@ -54,6 +54,7 @@ def _trained(*, seed: int = 0, passed: bool = True) -> TrainedModel:
         train_frauds=10,
         test_rows=100,
         test_frauds=10,
+        unlabelled_rows=0,
     )
 
 

@@ -111,10 +111,21 @@ def test_too_little_data_says_what_is_missing(ledger: dict[str, Any], arguments:
 
 
 @pytest.mark.usefixtures("ledger")
-def test_unlabelled_transactions_are_not_taken_for_genuine() -> None:
-    """A transaction that nobody has labelled yet stops the training; the message names the first."""
+def test_unlabelled_transactions_are_left_out_and_counted() -> None:
+    """What was scored a moment ago has no label: it is not taken for genuine, and it does not stop the training."""
+    whole = _json("train")
     Transaction.objects.filter(id="t001800").update(is_fraud=None)
-    with pytest.raises(CommandError, match=r"1 of \d+ transactions in these days have no label, the first is t001800"):
+    rest = _json("train")
+    assert (whole["unlabelled_rows"], rest["unlabelled_rows"]) == (0, 1)
+    rows = [report["train_rows"] + report["test_rows"] for report in (whole, rest)]
+    assert rows[0] - rows[1] in (0, 1)
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_ledger_that_is_mostly_unlabelled_trains_nothing() -> None:
+    """What is left would be no fair sample; the message counts, and names the first."""
+    Transaction.objects.filter(id__lt="t001800").update(is_fraud=None)
+    with pytest.raises(CommandError, match=r"\d+ of \d+ transactions in these days have no label, the first is t0"):
         call_command("train")
 
 
