@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import connection
 
 TIMEOUT_S: Final = 1
-"""For each server; libpq knows no shorter time than a second."""
+"""For each server; PostgreSQL gets two, the shortest that psycopg waits for a connection."""
 
 Check = Callable[[], str]
 """Raises if the thing does not work; returns a few words about it otherwise."""
