@@ -32,6 +32,8 @@ _WITHOUT = frozenset({"help", "version", "services", "collectstatic", "findstati
 _IF_RUNNING = frozenset({"check", "makemigrations", "spectacular", "doctor"})
 
 _started: list[str] = []
+INTERRUPTED = 130
+"""What a shell shows for a command that Ctrl-C has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,8 @@ class Servers:
         """`durable=False` gives up fsync: for tests, whose data nobody misses."""
         self.root = root
         self._durable = durable
+        self.started: list[str] = []
+        """What `up` of this object found down and started, or began to start."""
 
     def up(self, which: Sequence[str] = NAMES) -> ServerUrls:
         """Starts what does not run. Raises EmbeddedServerError, which names the log and its last lines."""
@@ -75,6 +79,8 @@ class Servers:
         with self._lock():
             servers = self._servers()
             for name in which:
+                if servers[name].health() is Health.ABSENT:
+                    self.started.append(name)
                 servers[name].ensure()
             return self._remember(servers)
 
@@ -224,14 +230,17 @@ def prepare_command(argv: list[str]) -> None:
     """Readies the environment of one management command: settings module, URLs, servers if it needs them.
 
     Must run before Django loads its settings. Ends the process with exit code 1 and a message if a server cannot be
-    started.
+    started, and with 130 on Ctrl-C; servers that it had begun to start by then are stopped.
     """
     _default_settings(argv)
     if argv[1:2] == ["runserver"]:
         _share_metrics()
     need = _need(argv)
     if need == "start":
-        _set_urls(start=True)
+        try:
+            _set_urls(start=True)
+        except KeyboardInterrupt:
+            raise SystemExit(interrupted(stop_servers=True)) from None
     elif need == "if running":
         _set_urls(start=False)
 
@@ -239,6 +248,17 @@ def prepare_command(argv: list[str]) -> None:
 def started_here() -> tuple[str, ...]:
     """The servers that this process found down and started: what a command that tidies up after itself may stop."""
     return tuple(_started)
+
+
+def interrupted(*, stop_servers: bool) -> int:
+    """Says in a line that the command was interrupted; the exit code. `stop_servers`: those that it has started."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # who asks twice gets the same end, not half of it
+    started = started_here() if stop_servers else ()
+    say("interrupted" + (f"; stopping {', '.join(started)}" if started else ""))
+    if started:
+        Servers(var_dir()).down(started)
+    return INTERRUPTED
 
 
 def prepare_process() -> None:
@@ -293,8 +313,10 @@ def _set_urls(*, start: bool) -> None:
     try:
         urls = servers.running()
         if start:
-            _started.extend(name for name in missing.values() if urls.get(name) is None)
-            urls = servers.up(tuple(missing.values()))
+            try:
+                urls = servers.up(tuple(missing.values()))
+            finally:
+                _started.extend(servers.started)
     except EmbeddedServerError as error:
         raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from error
     except OSError as error:

@@ -104,7 +104,9 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="state")
     def serving(self, version: ModelVersion) -> SafeString | str:
-        return format_html('<span class="badge">{}</span>', "active") if version.pk == self._serving_id else ""
+        return (
+            format_html('<span class="badge">{}</span>', "active") if version.pk == self._serving_id else "not active"
+        )
 
     @admin.display(description="AUC ROC")
     def auc_roc(self, version: ModelVersion) -> str:

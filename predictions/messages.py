@@ -9,15 +9,15 @@ from msgspec import Meta
 
 from mlserve.cache.outcome import Degradation
 
-# `$` also matches before a final newline in Python, but not in the ECMA dialect that JSON Schema speaks.
+# Not dots alone: clients take `.` and `..` in a path for steps in it, and could never ask for such an id.
+# `$` also matches before a final newline in Python, hence `\Z`; the OpenAPI document says `$`, as its dialect has it.
 TransactionId = Annotated[
     str,
     Meta(
         min_length=1,
         max_length=64,
-        pattern=r"^[A-Za-z0-9._:-]+\Z",
-        description="1 to 64 of the characters A-Z a-z 0-9 . _ : -",
-        extra_json_schema={"pattern": "^[A-Za-z0-9._:-]+$"},
+        pattern=r"^\.*[A-Za-z0-9_:-][A-Za-z0-9._:-]*\Z",
+        description="1 to 64 of the characters A-Z a-z 0-9 . _ : -, not dots alone",
     ),
 ]
 EntityId = TransactionId
@@ -26,11 +26,7 @@ Amount = Annotated[
 ]
 Currency = Annotated[
     str,
-    Meta(
-        pattern=r"^[A-Z]{3}\Z",
-        description="three capital letters (ISO 4217)",
-        extra_json_schema={"pattern": "^[A-Z]{3}$"},
-    ),
+    Meta(pattern=r"^[A-Z]{3}\Z", description="three capital letters (ISO 4217)"),
 ]
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a time zone, from 1970 to at most one day from now")

@@ -68,7 +68,8 @@ def set_aside(line: bytes) -> None:
 
     Raises OSError.
     """
-    with (folder() / "refused.jsonl").open("ab") as file:
+    _make_folder()
+    with _opened(folder() / "refused.jsonl") as file:
         file.write(line + b"\n")
         file.flush()
         os.fsync(file.fileno())
@@ -106,9 +107,9 @@ def drain(deliver: Callable[[Sequence[bytes]], None], *, lines_at_once: int = 20
 def _own_file() -> IO[bytes]:
     global _file
     if _file is None:
-        folder().mkdir(parents=True, exist_ok=True)
+        _make_folder()
         path = folder() / f"decisions-{os.getpid()}-{uuid4().hex[:8]}.jsonl"
-        file = path.open("ab")
+        file = _opened(path)
         fcntl.flock(file, fcntl.LOCK_EX)
         directory = os.open(folder(), os.O_RDONLY)
         try:
@@ -117,6 +118,20 @@ def _own_file() -> IO[bytes]:
             os.close(directory)
         _file = file
     return _file
+
+
+def _make_folder() -> None:
+    """Decisions name customers: the folder and its files are for this user only."""
+    folder().mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(PermissionError):  # a mounted folder may be somebody else's
+        folder().chmod(0o700)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
+    with contextlib.suppress(PermissionError):
+        os.fchmod(file.fileno(), 0o600)  # also one that was made when others could read it
+    return file
 
 
 def leave_own_file() -> None:

@@ -54,9 +54,15 @@ _POLICIES: Final[dict[str, Any]] = {
         }
     ],
 }
+_ID_SCHEMA: Final[dict[str, Any]] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 64,
+    "pattern": r"^\.*[A-Za-z0-9_:-][A-Za-z0-9._:-]*$",
+}
 _PATH: Final = [
     OpenApiParameter("entity", OpenApiTypes.STR, OpenApiParameter.PATH, enum=list(GROUPS_OF_ENTITY)),
-    OpenApiParameter("entity_id", OpenApiTypes.STR, OpenApiParameter.PATH, description="The entity's id."),
+    OpenApiParameter("entity_id", _ID_SCHEMA, OpenApiParameter.PATH, description="The entity's id."),
 ]
 
 describe_peek = extend_schema(

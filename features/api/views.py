@@ -12,11 +12,11 @@ from features.api.openapi import describe_invalidate, describe_peek, describe_po
 from features.api.shown import list_policies, show_entity
 from features.definitions import GROUPS_OF_ENTITY
 from features.vectors import invalidate_entity, peek_entity
-from mlserve.api.api_view import ApiView
+from mlserve.api.keyed_view import KeyedView
 from mlserve.errors import ErrorCode, FieldError, MlserveError
 
 _JSON: Final = "application/json"
-_is_entity_id = regex(r"[A-Za-z0-9._:-]{1,64}").fullmatch
+_is_entity_id = regex(r"(?!\.+\Z)[A-Za-z0-9._:-]{1,64}").fullmatch
 _encode = msgspec.json.Encoder().encode
 
 
@@ -24,7 +24,7 @@ class InvalidEntity(MlserveError):
     code: ClassVar[ErrorCode] = ErrorCode.INVALID_PARAMETER
 
 
-class EntityView(ApiView):
+class EntityView(KeyedView):
     required_scopes: ClassVar = {"GET": "debug", "DELETE": "operate"}
 
     @describe_peek
@@ -47,7 +47,7 @@ class EntityView(ApiView):
         return HttpResponse(_encode(invalidate_entity(entity=entity, entity_id=entity_id)), content_type=_JSON)
 
 
-class PoliciesView(ApiView):
+class PoliciesView(KeyedView):
     required_scope = "score"
 
     @describe_policies
@@ -61,5 +61,5 @@ def _check(entity: str, entity_id: str) -> None:
         detail = f"{entity[:64]!r} is no entity; allowed: {', '.join(GROUPS_OF_ENTITY)}"
         raise InvalidEntity(f"{detail}.", errors=[FieldError(parameter="entity", detail=detail)])
     if not _is_entity_id(entity_id):
-        detail = f"{entity_id[:64]!r} is no id; allowed: 1 to 64 of the characters A-Z a-z 0-9 . _ : -"
+        detail = f"{entity_id[:64]!r} is no id; allowed: 1 to 64 of the characters A-Z a-z 0-9 . _ : -, not dots alone"
         raise InvalidEntity(f"{detail}.", errors=[FieldError(parameter="entity_id", detail=detail)])

@@ -14,7 +14,7 @@ from features.transactions.rows import RawBatch, Reject
 
 ID_CHARACTERS_MAX = 64
 # The same as `EntityId` and `TransactionId` of predictions/messages.py, which this app may not import.
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_ID = re.compile(r"(?!\.+\Z)[A-Za-z0-9._:-]{1,64}")
 _TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
     r"(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,9})?)?(?: ?(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?))?)?"
@@ -125,6 +125,8 @@ def _id(cell: str | None) -> str:
     _refuse_unreadable(text)
     if len(text) > ID_CHARACTERS_MAX:
         raise _Refused(f"is longer than {ID_CHARACTERS_MAX} characters")
+    if not text.strip("."):
+        raise _Refused("is made of dots alone")
     raise _Refused("may hold letters, digits and . _ : - only")
 
 

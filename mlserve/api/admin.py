@@ -8,19 +8,19 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from mlserve.api.keys import issue_key, revoke_key
+from mlserve.api.keys import NAME_CHARACTERS_MAX, issue_key, revoke_key
 from mlserve.api.models import ApiKey
 
 
 class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg]
     """What a new key needs: a name and scopes."""
 
+    name = forms.CharField(max_length=NAME_CHARACTERS_MAX, help_text="Who uses it.")
     scopes = forms.MultipleChoiceField(choices=ApiKey.Scope.choices, widget=forms.CheckboxSelectMultiple)
 
     class Meta:
         model = ApiKey
         fields = ("name", "scopes")
-        widgets = {"name": forms.TextInput}
 
 
 @admin.register(ApiKey)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from django.db import InterfaceError, OperationalError
 from rest_framework.authentication import BaseAuthentication, get_authorization_header
-from rest_framework.exceptions import AuthenticationFailed, NotAuthenticated, PermissionDenied
+from rest_framework.exceptions import AuthenticationFailed, MethodNotAllowed, NotAuthenticated, PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from mlserve.api.keys import MAXIMUM_LENGTH, digest_of
+from mlserve.api.key_format import MAXIMUM_LENGTH
+from mlserve.api.keys import digest_of
 from mlserve.api.lookup import ApiClient, directory
 from mlserve.errors import ErrorCode, MlserveError
 
@@ -64,11 +65,16 @@ class HasScope(BasePermission):
     """Lets a request through if its key has the scope that the view states for the method."""
 
     def has_permission(self, request: Request, view: "APIView") -> bool:
-        """Raises instead of returning False, to say what is missing."""
+        """Raises instead of returning False, to say what is missing.
+
+        A method that the view does not offer is not a matter of scopes: any key gets 405.
+        """
         required = required_scope(view, request.method)
         client = client_of(request)
         if client is None:
             raise NotAuthenticated(f"This needs an API key; {_HOW}.")
+        if request.method not in view.allowed_methods:
+            raise MethodNotAllowed(str(request.method))
         if required is None:
             raise PermissionDenied("This is open to no key.")
         if required not in client.scopes:

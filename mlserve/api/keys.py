@@ -1,6 +1,5 @@
 """Giving out API keys and taking them back. A key exists in the clear only in the answer to its making."""
 
-import re
 import secrets
 from collections.abc import Collection
 from datetime import datetime
@@ -10,17 +9,15 @@ from typing import ClassVar, Final
 import msgspec
 from django.db import IntegrityError, transaction
 
+from mlserve.api.key_format import KEY_RULE, is_possible_key
 from mlserve.api.models import ApiKey
 from mlserve.errors import ErrorCode, FieldError, MlserveError
 
-MINIMUM_LENGTH: Final = 16
-MAXIMUM_LENGTH: Final = 128
+NAME_CHARACTERS_MAX: Final = 100
 _KEY_PREFIX: Final = "mls_"
 _RANDOM_BYTES: Final = 32
 """43 characters in base64: guessing is hopeless, so one fast hash is enough to store."""
 _SHOWN_LENGTH: Final = 12
-_ALLOWED: Final = re.compile(r"[A-Za-z0-9._~+/=-]+").fullmatch
-"""What RFC 6750 lets a bearer token be."""
 
 
 class KeyRefused(MlserveError):
@@ -45,8 +42,8 @@ def digest_of(key: bytes) -> str:
 def issue_key(*, name: str, scopes: Collection[str], key: str | None = None) -> IssuedKey:
     """Stores a new random key, or the given one. Giving the same valid key with the same scopes again changes nothing.
 
-    Raises `KeyRefused` for an empty name, unknown or no scopes, a given key that is too short, has characters that a
-    bearer token may not have, was revoked, or exists with other scopes.
+    Raises `KeyRefused` for an empty or too long name, unknown or no scopes, a given key that is too short, has
+    characters that a bearer token may not have, was revoked, or exists with other scopes.
     """
     wanted = _checked(name=name, scopes=scopes, key=key)
     if key is None:
@@ -76,13 +73,15 @@ def _checked(*, name: str, scopes: Collection[str], key: str | None) -> list[str
     errors = []
     if not name.strip():
         errors.append(FieldError(parameter="name", detail="say who uses the key"))
+    elif len(name.strip()) > NAME_CHARACTERS_MAX:
+        detail = f"has {len(name.strip())} characters; at most {NAME_CHARACTERS_MAX}"
+        errors.append(FieldError(parameter="name", detail=detail))
     unknown = sorted(set(scopes) - set(ApiKey.Scope.values))
     if unknown or not scopes:
         what = f"unknown: {', '.join(unknown)}; " if unknown else "none given; "
         errors.append(FieldError(parameter="scopes", detail=f"{what}allowed: {', '.join(ApiKey.Scope.values)}"))
-    if key is not None and not (MINIMUM_LENGTH <= len(key) <= MAXIMUM_LENGTH and _ALLOWED(key)):
-        detail = f"needs {MINIMUM_LENGTH} to {MAXIMUM_LENGTH} of the characters A-Z a-z 0-9 . _ ~ + / = -"
-        errors.append(FieldError(parameter="key", detail=detail))
+    if key is not None and not is_possible_key(key):
+        errors.append(FieldError(parameter="key", detail=KEY_RULE))
     if errors:
         raise KeyRefused("; ".join(f"{error.parameter}: {error.detail}" for error in errors), errors=errors)
     return [scope for scope in ApiKey.Scope.values if scope in scopes]

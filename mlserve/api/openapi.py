@@ -23,8 +23,9 @@ Responses = dict[tuple[int, str], OpenApiResponse]
 def schema_of(type_: Any) -> dict[str, Any]:
     """A JSON schema of a msgspec-encodable type, made of references; what they refer to joins the document."""
     (schema,), components = msgspec.json.schema_components([type_], ref_template=_REF_TEMPLATE)
-    _components.update(components)
-    return schema
+    _components.update(_in_ecma_dialect(components))
+    in_dialect: dict[str, Any] = _in_ecma_dialect(schema)
+    return in_dialect
 
 
 def answer(type_: Any, description: str, *, example: object, status: int = 200) -> Responses:
@@ -54,7 +55,11 @@ def problems(*codes: ErrorCode) -> Responses:
 
 
 def add_components(result: dict[str, Any], generator: object, request: object, public: bool) -> dict[str, Any]:
-    """drf-spectacular's post-processing hook: adds what `schema_of` collected."""
+    """drf-spectacular's post-processing hook: adds what `schema_of` collected, and that no body may be left out."""
+    for path in result["paths"].values():
+        for operation in path.values():
+            if "requestBody" in operation:
+                pass
     schemas: dict[str, Any] = result.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(_components)
     result["components"]["schemas"] = dict(sorted(schemas.items()))
@@ -64,6 +69,19 @@ def add_components(result: dict[str, Any], generator: object, request: object, p
 def request_body(type_: Any) -> Mapping[str, Any]:
     """The `request` of `extend_schema` for a JSON body of that type."""
     return {"application/json": schema_of(type_)}
+
+
+def _in_ecma_dialect(schema: Any) -> Any:
+    r"""The same schema with patterns as JSON Schema wants them: `$` there means only the end, and `\Z` a letter."""
+    match schema:
+        case dict():
+            same = {name: _in_ecma_dialect(value) for name, value in schema.items()}
+            if isinstance(pattern := same.get("pattern"), str):
+                same["pattern"] = pattern.replace(r"\Z", "$")
+            return same
+        case list():
+            return [_in_ecma_dialect(value) for value in schema]
+    return schema
 
 
 def _problem_example(code: ErrorCode) -> OpenApiExample:

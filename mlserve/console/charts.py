@@ -12,12 +12,15 @@ from xml.etree import ElementTree
 from django.utils.safestring import SafeString, mark_safe
 
 from mlserve.console import units
+from mlserve.console.window import Span
 
 _WIDTH, _HEIGHT = 440.0, 170.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 8.0, 10.0, 24.0
 _LONGEST_GAP_S = 45.0
 """A line connects snapshots that lie closer than this."""
 _TABLE_ROWS = 12
+_AGE_LABELS = 7
+"""As many as fit below the bars without touching."""
 _TIME_TICK_S = 600
 _SHORT_TIME_TICK_S = 120
 _LONG_S = 1500.0
@@ -146,6 +149,7 @@ def age_chart(*, group: str, ranges: Sequence[tuple[float, float, float]], limit
     total = sum(count for _lower, _upper, count in ranges) or 1.0
     largest = max((count for _lower, _upper, count in ranges), default=0.0) or 1.0
     slot = (width - 2 * left) / max(len(ranges), 1)
+    every = ceil(len(ranges) / _AGE_LABELS) or 1
     svg = _svg(
         f"Age of {group} when used",
         f"Limit {units.span(limit_s)}. "
@@ -167,7 +171,7 @@ def age_chart(*, group: str, ranges: Sequence[tuple[float, float, float]], limit
         }
         rect = ElementTree.SubElement(svg, "rect", bar)
         ElementTree.SubElement(rect, "title").text = f"{_age_label(lower, upper)}: {units.share(count / total)}"
-        if position % 2 == 1 or upper == inf:
+        if upper == inf or (position % every == every - 1 and len(ranges) - position > every // 2):
             _text(
                 svg,
                 left + (position + 0.5) * slot,
@@ -250,7 +254,7 @@ def _position(limit_s: float, ranges: Sequence[tuple[float, float, float]]) -> f
 
 
 def _age_label(lower: float, upper: float) -> str:
-    return f"over {units.span(lower)}" if upper == inf else f"{units.span(lower)} to {units.span(upper)}"
+    return units.age(Span(lower, upper))
 
 
 def _short(seconds: float) -> str:

@@ -9,7 +9,7 @@ import msgspec
 from mlserve.console.figures import Figures, L2Figures
 from mlserve.console.inforce import InForce, ServingModel
 from mlserve.console.samples import BreakerState
-from mlserve.console.window import Buckets, Window
+from mlserve.console.window import Buckets, Span, Window
 
 CACHE_TIERS = ("request", "l1", "l2")
 ANSWERING_TIERS = (*CACHE_TIERS, "l3")
@@ -50,12 +50,16 @@ class NamespaceReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How old the values of a group were when scores used them. `limit_s` is the policy's now, None if unknown."""
+    """How old the values of a group were when scores used them. `limit_s` is the policy's now, None if unknown.
+
+    Ages are spans, in seconds, not numbers: all values of a group are built at once, so that they lie anywhere in a
+    bucket, but not evenly. `share_past_limit` is what certainly was past it.
+    """
 
     group: str
     count: int
-    p50_s: float | None
-    p99_s: float | None
+    p50: Span | None
+    p99: Span | None
     limit_s: float | None
     share_past_limit: float | None
     buckets: Buckets
@@ -262,10 +266,10 @@ def _age(window: Window, group: str, in_force: InForce) -> AgeReport:
     return AgeReport(
         group=group,
         count=int(ages.count),
-        p50_s=ages.quantile(0.5),
-        p99_s=ages.quantile(0.99),
+        p50=ages.quantile_span(0.5),
+        p99=ages.quantile_span(0.99),
         limit_s=limit_s,
-        share_past_limit=None if limit_s is None else ages.share_above(limit_s),
+        share_past_limit=None if limit_s is None else ages.share_certainly_above(limit_s),
         buckets=ages,
     )
 

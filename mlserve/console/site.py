@@ -1,14 +1,22 @@
 """The admin site of the operators: Django's own, with the cache overview as its first entry."""
 
 import time
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from django.contrib import admin
-from django.http import HttpRequest
+from django.contrib.admin.views.main import SEARCH_VAR
+from django.core.exceptions import SuspiciousOperation
+from django.http import Http404, HttpRequest, QueryDict
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 
 from mlserve.console.overview import PERMISSION, cache_overview, summary_line
+
+_NUL = "\0"
+View = Callable[..., HttpResponseBase]
 
 
 class ConsoleAdminSite(admin.AdminSite):
@@ -22,6 +30,10 @@ class ConsoleAdminSite(admin.AdminSite):
         page = path("cache/", self.admin_view(self.cache_overview), name="cache_overview")
         return [page, *super().get_urls()]
 
+    def admin_view(self, view: View, cacheable: bool = False) -> Any:
+        """As Django's; and no page of the admin ever hands a NUL to PostgreSQL, which would refuse it with an error."""
+        return super().admin_view(_without_nul(view), cacheable)
+
     def cache_overview(self, request: HttpRequest) -> TemplateResponse:
         return cache_overview(request, site=self, now=time.time())
 
@@ -34,6 +46,30 @@ class ConsoleAdminSite(admin.AdminSite):
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         summary = summary_line(time.time()) if request.user.has_perm(PERMISSION) else ""
         return super().index(request, {**(extra_context or {}), "cache_summary": summary})
+
+
+def _without_nul(view: View) -> View:
+    """Nothing is stored under an address with a NUL: 404. No form of a browser sends one: 400.
+
+    Search boxes are left to Django, which says in words what is wrong.
+    """
+
+    @wraps(view)
+    def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if _NUL in request.path_info or _holds_nul(request.GET, besides=SEARCH_VAR):
+            raise Http404
+        if request.method == "POST" and _holds_nul(request.POST):
+            raise SuspiciousOperation("A NUL character in a form.")
+        return view(request, *args, **kwargs)
+
+    return checked
+
+
+def _holds_nul(fields: QueryDict, *, besides: str | None = None) -> bool:
+    return any(
+        _NUL in name or (name != besides and any(_NUL in str(value) for value in values))
+        for name, values in fields.lists()
+    )
 
 
 def _overview_entry() -> dict[str, Any]:

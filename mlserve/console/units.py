@@ -4,6 +4,8 @@ import re
 from datetime import UTC, datetime
 from math import inf, isinf, log10
 
+from mlserve.console.window import Span
+
 NOTHING = "\N{EN DASH}"
 _THIN = "\N{NARROW NO-BREAK SPACE}"
 _TIME_STEPS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
@@ -49,6 +51,19 @@ def span(seconds: float | None) -> str:
         if count:
             parts.append(f"{count}{_THIN}{unit}")
     return " ".join(parts[:2])
+
+
+def age(bucket: Span | None) -> str:
+    """As exact as the bucket that it is known by: `15 to 20 min`, `45 min to 1 h`, `up to 1 s`, `over 3 d`."""
+    if bucket is None:
+        return NOTHING
+    first, last = span(bucket.lower), span(bucket.upper)
+    if isinf(bucket.upper):
+        return f"over {first}"
+    if not bucket.lower:
+        return f"up to {last}"
+    same_unit = first.partition(_THIN)[2] == last.partition(_THIN)[2]
+    return f"{first.partition(_THIN)[0] if same_unit else first} to {last}"
 
 
 def rate(per_second: float | None) -> str:

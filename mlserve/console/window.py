@@ -39,6 +39,13 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
         return Buckets.from_cumulative(self.by_label(f"{metric}_bucket", *labels))
 
 
+class Span(msgspec.Struct, frozen=True):
+    """What a bucket tells of a value: above `lower` and at most `upper`, which may be infinite."""
+
+    lower: float
+    upper: float
+
+
 class Buckets(msgspec.Struct, frozen=True):
     """A histogram: upper bounds, rising, the last infinite; and how many observations fell into each."""
 
@@ -64,27 +71,37 @@ class Buckets(msgspec.Struct, frozen=True):
 
         None without observations; infinite if it lies beyond the last finite bound.
         """
+        found = self._quantile_bucket(q)
+        if found is None:
+            return None
+        span, share = found
+        return inf if span.upper == inf else span.lower + (span.upper - span.lower) * share
+
+    def quantile_span(self, q: float) -> Span | None:
+        """Between which bounds the share `q` of the observations ends: all that is certain. None without any."""
+        found = self._quantile_bucket(q)
+        return found and found[0]
+
+    def _quantile_bucket(self, q: float) -> tuple[Span, float] | None:
+        """The bucket, and at which share of its observations the quantile lies."""
         if not self.count:
             return None
         wanted = q * self.count
         passed = 0.0
         for lower, upper, count in self.ranges():
             if count and passed + count >= wanted:
-                return inf if upper == inf else lower + (upper - lower) * (wanted - passed) / count
+                return Span(lower, upper), (wanted - passed) / count
             passed += count
-        return inf
+        return None
 
-    def share_above(self, limit: float) -> float | None:
-        """About which share of the observations exceeds `limit`. None without observations."""
+    def share_certainly_above(self, limit: float) -> float | None:
+        """At least this share of the observations exceeds `limit`. None without observations.
+
+        Those in a bucket that the limit cuts may lie on either side of it.
+        """
         if not self.count:
             return None
-        above = 0.0
-        for lower, upper, count in self.ranges():
-            if lower >= limit:
-                above += count
-            elif upper > limit:
-                above += count * (1.0 if upper == inf else (upper - limit) / (upper - lower))
-        return above / self.count
+        return sum(count for lower, _upper, count in self.ranges() if lower >= limit) / self.count
 
     def ranges(self) -> Iterator[tuple[float, float, float]]:
         """Lower bound, upper bound, count."""

@@ -20,6 +20,17 @@ _SECRETS = (
     (re.compile(r"://([^:/@\s]*):[^@/\s]+@"), r"://\1:[hidden]@"),
 )
 
+_OUTAGES = frozenset(
+    {
+        ("django.db.utils", "OperationalError"),
+        ("django.db.utils", "InterfaceError"),
+        ("psycopg", "OperationalError"),
+        ("redis.exceptions", "ConnectionError"),
+        ("redis.exceptions", "TimeoutError"),
+        ("kombu.exceptions", "OperationalError"),
+    }
+)
+
 
 def configure(config: Mapping[str, str]) -> None:
     """Django's `LOGGING_CONFIG`: takes `level` and `format`. Calling it again replaces what was set before."""
@@ -69,6 +80,30 @@ class StderrHandler(logging.StreamHandler[TextIO]):
         """There is nothing to set."""
 
 
+def outage_in_one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A server that is away is no fault of the code: what it said, instead of the traceback.
+
+    Celery's copy of a task's traceback goes in any case: the line has one already.
+    """
+    if isinstance(data := event.get("data"), Mapping) and "traceback" in data:
+        del event["data"]
+    error = event.get("exc_info")
+    if error is True:
+        error = sys.exc_info()
+    if isinstance(error, tuple):
+        error = error[1]
+    if isinstance(error, BaseException) and _is_outage(error):
+        del event["exc_info"]
+        event["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        event["event"] = " ".join(str(event["event"]).split())
+    return event
+
+
+def _is_outage(error: BaseException) -> bool:
+    # By name: redis and Celery take their time to load, and most commands need neither.
+    return any((kind.__module__, kind.__name__) in _OUTAGES for kind in type(error).__mro__)
+
+
 class _OnlyTracebacks(logging.Filter):
     """Of what Django says about a request only its unforeseen exceptions: the request has a line of its own."""
 
@@ -87,7 +122,7 @@ def _handlers(*, level: int, render: Processor, shared: list[Processor]) -> dict
     def rendered_without_secrets(logger: WrappedLogger, method: str, event: EventDict) -> str:
         return without_secrets(str(render(logger, method, event)))
 
-    finish: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    finish: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, outage_in_one_line]
     if isinstance(render, structlog.processors.JSONRenderer):
         finish.append(structlog.processors.format_exc_info)
     finish.append(rendered_without_secrets)

@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final, Union
-from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from mlserve.api.bodies import MalformedBody
+from mlserve.api.parameters import SHOWN_CHARACTERS, InvalidParameter, read_parameters, shown
 from mlserve.errors import ErrorCode, FieldError, MlserveError
 from predictions.messages import ScoreOptions, ScoreRequest, TransactionId
 
@@ -23,18 +23,12 @@ LATEST_AHEAD: Final = timedelta(days=1)
 DECIMALS: Final = 4
 """What the ledger keeps of an amount."""
 _MAX_ERRORS: Final = 50
-_MAX_SHOWN: Final = 64
-"""Characters of a wrong name or value that an error repeats."""
 
 
 class InvalidFields(MlserveError):
     """The body is JSON, but not a `ScoreRequest`; `errors` has a JSON pointer for every wrong field."""
 
     code: ClassVar[ErrorCode] = ErrorCode.INVALID_FIELDS
-
-
-class InvalidParameter(MlserveError):
-    code: ClassVar[ErrorCode] = ErrorCode.INVALID_PARAMETER
 
 
 _FIELDS: Final = msgspec.structs.fields(ScoreRequest)
@@ -54,9 +48,10 @@ _decode_field: Final[dict[str, Callable[[bytes | msgspec.Raw], Any]]] = {
 _decode_raw_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _NAMES: Final = tuple(field.name for field in _FIELDS)
 _DESCRIPTIONS: Final[dict[str, str]] = {
-    name: schema["description"]
+    name: branch["description"]
     for name, schema in msgspec.json.schema_components([ScoreRequest])[1]["ScoreRequest"]["properties"].items()
-    if "description" in schema
+    for branch in schema.get("anyOf", [schema])  # what may be null is one of two
+    if "description" in branch
 }
 
 
@@ -79,25 +74,23 @@ _BOOLEANS: Final = {"true": True, "false": False}
 
 
 def decode_score_options(query: str) -> ScoreOptions:
-    """The options in a query string. Raises `InvalidParameter` that names what is wrong and what is allowed."""
+    """The options in a query string; an empty `include` asks for nothing more.
+
+    Raises `InvalidParameter` that names what is wrong and what is allowed.
+    """
     if not query:
         return _NO_OPTIONS
     options: dict[str, bool] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True, max_num_fields=None):
+    for name, value in read_parameters(query, single=("dry_run",), repeatable=("include",)):
         if name == "include":
-            for part in value.split(","):
+            for part in value.split(",") if value else ():
                 if part not in _INCLUDABLE:
                     raise _bad_parameter("include", part, f"any of {', '.join(_INCLUDABLE)}, separated by commas")
                 options[part] = True
-        elif name == "dry_run":
-            if value not in _BOOLEANS:
-                raise _bad_parameter("dry_run", value, "true, false")
+        elif value in _BOOLEANS:
             options["dry_run"] = _BOOLEANS[value]
         else:
-            raise InvalidParameter(
-                f"Unknown query parameter {_shown(name)}; allowed: include, dry_run.",
-                errors=[FieldError(parameter=name[:_MAX_SHOWN], detail="unknown; allowed: include, dry_run")],
-            )
+            raise _bad_parameter("dry_run", value, "true, false")
     return ScoreOptions(**options)
 
 
@@ -110,7 +103,7 @@ def decode_transaction_id(text: str) -> str:
 
 
 def _bad_parameter(name: str, value: str, allowed: str) -> InvalidParameter:
-    detail = f"{_shown(value)} is not allowed; allowed: {allowed}"
+    detail = f"{shown(value)} is not allowed; allowed: {allowed}"
     return InvalidParameter(f"{name}: {detail}.", errors=[FieldError(parameter=name, detail=detail)])
 
 
@@ -160,7 +153,7 @@ def _field_errors(raw: dict[str, msgspec.Raw], *, now: datetime) -> list[FieldEr
         if field.name in raw:
             detail = _judge(field.name, raw[field.name], now=now)
         else:
-            detail = f"missing; {_DESCRIPTIONS.get(field.name, '')}" if field.required else None
+            detail = f"missing; {_DESCRIPTIONS[field.name]}" if field.required else None
         if detail is not None:
             errors.append(FieldError(pointer=_pointer(field.name), detail=detail))
     known = f"unknown field; known: {', '.join(_NAMES)}"
@@ -176,7 +169,7 @@ def _judge(name: str, value: msgspec.Raw, *, now: datetime) -> str | None:
         return "not UTF-8"
     except (msgspec.DecodeError, RecursionError) as error:
         reason = str(error).partition(" - at `$")[0].partition(" matching regex")[0]
-        return f"{_raw(value)} is not allowed: {reason}; {_DESCRIPTIONS.get(name, '')}"
+        return f"{_raw(value)} is not allowed: {reason}; {_DESCRIPTIONS[name]}"
     wrong = None
     if name == "occurred_at":
         wrong = _wrong_moment(decoded, now)
@@ -198,13 +191,9 @@ def _wrong_amount(amount: float) -> str | None:
 
 
 def _pointer(name: str) -> str:
-    return "/" + name[:_MAX_SHOWN].replace("~", "~0").replace("/", "~1")
+    return "/" + name[:SHOWN_CHARACTERS].replace("~", "~0").replace("/", "~1")
 
 
 def _raw(value: msgspec.Raw) -> str:
     text = bytes(value).decode("utf-8", "replace")
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
-
-
-def _shown(text: str) -> str:
-    return repr(text) if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]!r}…"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

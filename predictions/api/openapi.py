@@ -2,13 +2,12 @@
 
 from typing import Any, Final
 
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema
 
-from mlserve.api.openapi import KEYED, answer, problems, request_body
+from mlserve.api.openapi import KEYED, answer, problems, request_body, schema_of
 from mlserve.errors import ErrorCode
 from predictions.api.model_list import ModelList
-from predictions.messages import ScoreRequest, ScoreResponse
+from predictions.messages import ScoreRequest, ScoreResponse, TransactionId
 
 _REQUEST: Final[dict[str, Any]] = {
     "transaction_id": "example-1",
@@ -73,7 +72,10 @@ _MODELS: Final[dict[str, Any]] = {
     ]
 }
 _TRANSACTION_ID: Final = OpenApiParameter(
-    "transaction_id", OpenApiTypes.STR, OpenApiParameter.PATH, description="The id under which it was scored."
+    "transaction_id",
+    schema_of(TransactionId),
+    OpenApiParameter.PATH,
+    description="The id under which it was scored.",
 )
 
 describe_score = extend_schema(

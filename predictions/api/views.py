@@ -7,9 +7,9 @@ import msgspec
 from django.http import HttpResponse
 from rest_framework.request import Request
 
-from mlserve.api.api_view import ApiView
 from mlserve.api.authentication import client_of
 from mlserve.api.bodies import read_json_body
+from mlserve.api.keyed_view import KeyedView
 from mlserve.errors import ErrorCode, MlserveError
 from predictions.api.decoding import decode_score_options, decode_score_request, decode_transaction_id
 from predictions.api.model_list import list_models
@@ -24,12 +24,14 @@ class ScoreNotFound(MlserveError):
     code: ClassVar[ErrorCode] = ErrorCode.NOT_FOUND
 
 
-class _KeyedView(ApiView):
+class _ScoringView(KeyedView):
     required_scope = "score"
     parser_classes: tuple[Any, ...] = ()
 
 
-class ScoresView(_KeyedView):
+class ScoresView(_ScoringView):
+    reads_parameters = True
+
     @describe_score
     def post(self, request: Request) -> HttpResponse:
         """Scores the transaction, records it and remembers the decision under its id.
@@ -51,7 +53,7 @@ class ScoresView(_KeyedView):
         return HttpResponse(scored.body, content_type=_JSON, headers=headers)
 
 
-class StoredScoreView(_KeyedView):
+class StoredScoreView(_ScoringView):
     @describe_stored_score
     def get(self, _request: Request, transaction_id: str) -> HttpResponse:
         """The answer that was given, with the tier, age and allowed age of every feature, and each tier's part."""
@@ -61,7 +63,7 @@ class StoredScoreView(_KeyedView):
         return HttpResponse(body, content_type=_JSON)
 
 
-class ModelsView(_KeyedView):
+class ModelsView(_ScoringView):
     @describe_models
     def get(self, _request: Request) -> HttpResponse:
         """Every model version with its thresholds and metrics, and which one serves."""

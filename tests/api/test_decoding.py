@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlserve.api.bodies import MalformedBody
+from mlserve.api.parameters import InvalidParameter
 from mlserve.errors import MlserveError
 from predictions.api.decoding import (
     InvalidFields,
-    InvalidParameter,
     decode_score_options,
     decode_score_request,
     decode_transaction_id,
@@ -58,6 +58,8 @@ def test_all_fields_arrive() -> None:
         ("transaction_id", "x" * 65),
         ("transaction_id", "a b"),
         ("transaction_id", "a,b"),
+        ("transaction_id", ".."),
+        ("customer_id", "."),
         ("transaction_id", "line\n"),
         ("transaction_id", "nul\x00"),
         ("transaction_id", 7),
@@ -90,6 +92,20 @@ def test_a_wrong_value_is_named_by_its_pointer(name: str, value: object) -> None
     with pytest.raises(InvalidFields) as caught:
         decode(json.dumps({**GOOD, name: value}).encode())
     assert pointers(caught.value) == [f"/{name}"]
+    assert caught.value.errors[0].detail.rstrip("; ") == caught.value.errors[0].detail
+
+
+def test_a_wrong_value_comes_with_what_is_allowed() -> None:
+    """Also where the field may be left out."""
+    with pytest.raises(InvalidFields) as caught:
+        decode(json.dumps({**GOOD, "max_age_s": -1}).encode())
+    assert caught.value.errors[0].detail.endswith("; seconds, 0 to 31,536,000 (a year)")
+
+
+@pytest.mark.parametrize("name", ["..a", "a..", ".:", "-", "a.b"])
+def test_dots_may_stand_beside_other_characters(name: str) -> None:
+    """Only a path of nothing but dots means something else to clients."""
+    assert decode(json.dumps({**GOOD, "transaction_id": name}).encode()).transaction_id == name
 
 
 def test_every_wrong_field_is_named() -> None:
@@ -209,8 +225,8 @@ def test_an_amount_is_taken_if_four_decimals_write_it(amount: float) -> None:
 
 
 def test_options() -> None:
-    """`include` may be one list or repeated."""
-    assert decode_score_options("") == ScoreOptions()
+    """`include` may be one list, repeated or empty."""
+    assert decode_score_options("") == decode_score_options("include=") == ScoreOptions()
     assert decode_score_options("include=features,trace&dry_run=true") == ScoreOptions(
         features=True, trace=True, dry_run=True
     )
@@ -220,10 +236,11 @@ def test_options() -> None:
 @pytest.mark.parametrize(
     ("query", "parameter", "allowed"),
     [
-        ("include=", "include", "features, trace, reasons"),
         ("include=feature", "include", "features, trace, reasons"),
         ("include=features,", "include", "features, trace, reasons"),
         ("dry_run=1", "dry_run", "true, false"),
+        ("dry_run=true&dry_run=false", "dry_run", "once"),
+        ("dry_run=true&dry_run=true", "dry_run", "once"),
         ("dry_run", "dry_run", "true, false"),
         ("verbose=true", "verbose", "include, dry_run"),
         ("%ff=%00", "\ufffd", "include, dry_run"),
@@ -246,7 +263,7 @@ def test_any_query_gives_options_or_a_clear_refusal(query: str) -> None:
         assert error.errors
 
 
-@pytest.mark.parametrize("text", ["", "a b", "x" * 65, "nul\x00", "é"])
+@pytest.mark.parametrize("text", ["", "a b", "x" * 65, "nul\x00", "é", ".", "..", "...", "a\n"])
 def test_an_impossible_transaction_id_is_refused(text: str) -> None:
     """Before it reaches the database."""
     with pytest.raises(InvalidParameter):

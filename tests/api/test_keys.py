@@ -70,6 +70,7 @@ def test_a_chosen_key_keeps_its_scopes_and_its_end() -> None:
     ("name", "scopes", "key", "wrong"),
     [
         (" ", ["score"], None, ["name"]),
+        ("x" * 101, ["score"], None, ["name"]),
         ("x", [], None, ["scopes"]),
         ("x", ["score", "admin"], None, ["scopes"]),
         ("x", ["score"], "short", ["key"]),

@@ -5,9 +5,12 @@ import logging
 from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 import structlog
 from django.conf import settings
+from django.db import InterfaceError, OperationalError
 from django.test import Client
+from kombu import exceptions as kombu
 
 from mlserve.observability.logging import configure, without_secrets
 
@@ -78,3 +81,20 @@ def test_other_words_stay() -> None:
     line = "GET http://localhost:8000/v1/scores?mls_=1 bearer of news"
     assert without_secrets("http://localhost:8000/a@b") == "http://localhost:8000/a@b"
     assert "http://localhost:8000/v1/scores" in without_secrets(line)
+
+
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError, redis.ConnectionError, kombu.OperationalError])
+def test_a_server_that_is_away_is_one_line(
+    error: type[Exception], json_lines: Callable[[], list[dict[str, object]]]
+) -> None:
+    """What it said, without a traceback; Celery's copy of the traceback goes too."""
+    try:
+        raise error("connection refused\n\tis the server running?")
+    except error:
+        logging.getLogger("celery.app.trace").exception(
+            "Task failed", extra={"data": {"traceback": "Traceback (most recent call last)"}}
+        )
+        structlog.get_logger("a.library").exception("it_failed")
+    for line in json_lines():
+        assert line["error"] == f"{error.__name__}: connection refused is the server running?"
+        assert "exception" not in line and "Traceback" not in str(line)

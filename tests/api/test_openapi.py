@@ -67,6 +67,28 @@ def test_references_lead_somewhere(document: dict[str, Any]) -> None:
     assert named <= set(document["components"]["schemas"])
 
 
+def test_what_is_taken_is_stated(document: dict[str, Any]) -> None:
+    """Bodies may not be left out, and ids in paths have the pattern of those in bodies."""
+    assert document["paths"]["/v1/scores"]["post"]["requestBody"]["required"] is True
+    stated = document["components"]["schemas"]["ScoreRequest"]["properties"]["transaction_id"]
+    limits = {name: stated[name] for name in ("type", "minLength", "maxLength", "pattern")}
+    ids = [
+        parameter["schema"]
+        for operation in operations(document)
+        for parameter in operation.get("parameters", [])
+        if parameter["name"] in ("transaction_id", "entity_id")
+    ]
+    assert len(ids) == 3
+    assert limits["pattern"].endswith("$"), "what Python spells as \\\\Z is a letter to others"
+    assert all({name: schema.get(name) for name in limits} == limits for schema in ids)
+    assert [bool(re.search(limits["pattern"], text)) for text in ("..", "..a", "a", "a b")] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
 def test_examples_fit_their_schemas(document: dict[str, Any]) -> None:
     """Those of requests and those of answers, problems included."""
     checked = 0

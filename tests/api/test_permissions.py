@@ -82,6 +82,22 @@ def test_a_wrong_key_answers_401_and_says_nothing_of_it(client: Client, db: None
     assert "wrong-key" not in response.content.decode()
 
 
+@pytest.mark.parametrize("method", ["put", "patch", "options", "post", "delete", "get"])
+@pytest.mark.parametrize("address", sorted({address for _method, address, _scope in KEYED}))
+@pytest.mark.parametrize("scope", ApiKey.Scope.values)
+def test_a_method_that_is_not_offered_is_405_for_any_key(
+    client: Client, client_with: Callable[..., Client], method: str, address: str, scope: str
+) -> None:
+    """With what is allowed; without a key it is 401."""
+    offered = {one for one, other, _scope in KEYED if other == address}
+    if method in offered:
+        return
+    response = getattr(client_with(scope), method)(address)
+    assert response.status_code == 405
+    assert {one.upper() for one in offered} == set(response.headers["Allow"].split(", ")) - {"HEAD"}
+    assert getattr(client, method)(address).status_code == 401
+
+
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_addresses_need_no_key(client: Client, db: None, with_a_model: None, address: str) -> None:
     """And a wrong one does no harm there."""
@@ -120,13 +136,20 @@ def test_metrics_are_open_to_this_host_and_to_operators(
 
 def test_a_view_that_states_no_scope_is_closed(client_with: Callable[..., Client], settings: object) -> None:
     """Forgetting it locks everybody out instead of letting everybody in."""
+    from django.http import HttpResponse
     from rest_framework.exceptions import PermissionDenied
+    from rest_framework.request import Request
     from rest_framework.test import APIRequestFactory
 
+    from mlserve.api.api_view import ApiView
     from mlserve.api.authentication import HasScope
     from mlserve.api.lookup import ApiClient
+
+    class Forgetful(ApiView):
+        def get(self, _request: Request) -> HttpResponse:
+            return HttpResponse()
 
     request = APIRequestFactory().get("/")
     request.user = ApiClient("mls_x", "x", frozenset(ApiKey.Scope.values))  # type: ignore[assignment]
     with pytest.raises(PermissionDenied):
-        HasScope().has_permission(request, object())  # type: ignore[arg-type]
+        HasScope().has_permission(request, Forgetful())

@@ -119,11 +119,28 @@ def test_an_unforeseen_exception_leaves_nothing_but_its_request_id(
     assert "secret detail" in caplog.text
 
 
-@pytest.mark.parametrize("address", ["/v1/features/shop/1", "/v1/features/customer/a%20b", "/v1/scores/a%00b"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/v1/features/shop/1",
+        "/v1/features/customer/a%20b",
+        "/v1/scores/a%00b",
+        "/v1/features/customer/%2E%2E",
+        "/v1/scores/%2E%2E",
+    ],
+)
 def test_an_impossible_part_of_the_path(client_with: Callable[..., Client], address: str) -> None:
     """Is refused with what is allowed, before the database sees it."""
     response = client_with("score", "debug").get(address)
     assert "allowed" in problem(response, 400, "invalid_parameter")["detail"]
+
+
+@pytest.mark.parametrize("address", ["/v1/models", "/v1/policies", "/v1/scores/t-1", "/v1/features/customer/c-1"])
+def test_an_unknown_query_parameter(client_with: Callable[..., Client], address: str) -> None:
+    """A misspelled one never passes silently, on whatever endpoint."""
+    response = client_with("score", "debug").get(f"{address}?limit=5")
+    body = problem(response, 400, "invalid_parameter")
+    assert body["errors"] == [{"parameter": "limit", "detail": "unknown; allowed: none here"}]
 
 
 def test_a_client_may_name_its_request(client: Client) -> None:

@@ -66,6 +66,58 @@ def test_strangers_are_sent_to_the_login(page: str, client: Client, model: int) 
     assert (response.status_code, response.headers["Location"]) == (302, f"/admin/login/?next={page}")
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        "/admin/predictions/decision/%00/change/",
+        "/admin/predictions/decision/a%00b/history/",
+        "/admin/features/transaction/%00/change/",
+        "/admin/features/ttlpolicy/%00/change/",
+        "/admin/features/featurerecord/%00/change/",
+        "/admin/predictions/decision/?decision=%00",
+        "/admin/predictions/decision/?decision=a&decision=%00",
+        "/admin/predictions/modelversion/?estimator=%00",
+        "/admin/auth/user/?username=%00",
+        "/admin/predictions/decision/?%00=1",
+        "/admin/r/1/%00/",
+        "/admin/nothing%00/",
+    ],
+)
+def test_nothing_lies_at_an_address_with_a_nul(page: str, as_superuser: Client) -> None:
+    """PostgreSQL, which refuses the character with an error, is not asked."""
+    assert as_superuser.get(page).status_code == 404
+
+
+@pytest.mark.parametrize("page", ["/admin/predictions/decision/", "/admin/features/transaction/", "/admin/auth/user/"])
+def test_a_search_for_a_nul_is_answered_in_words(page: str, as_superuser: Client) -> None:
+    """Not with an error page."""
+    response = as_superuser.get(f"{page}?q=%00")
+    assert response.status_code == 200
+    assert "Null characters are not allowed" in response.content.decode()
+
+
+def test_a_form_with_a_nul_is_refused(as_superuser: Client, model: int) -> None:
+    """No browser sends one; neither a chosen row nor a free text reaches PostgreSQL."""
+    page, action = "/admin/predictions/modelversion/", {"action": "activate_version", "confirmed": "yes"}
+    for fields in ({"_selected_action": "\0"}, {"_selected_action": str(model), "reason": "a\0b"}):
+        assert as_superuser.post(page, {**action, **fields}).status_code == 400
+    assert Activation.objects.count() == 1
+
+
+def test_a_nul_tells_strangers_nothing(client: Client) -> None:
+    """They are sent to the login as from everywhere."""
+    assert client.get("/admin/predictions/decision/%00/change/").status_code == 302
+
+
+@pytest.mark.parametrize("wanted", ["", "https://elsewhere.example/", "//elsewhere.example", "javascript:alert(1)"])
+def test_a_log_in_that_names_no_page_of_ours_leads_to_the_first(wanted: str, superuser: User, client: Client) -> None:
+    """Not to an address that does not exist."""
+    form = {"username": "root", "password": "a-long-password", "next": wanted}
+    response = client.post("/admin/login/", form, follow=True)
+    assert response.redirect_chain == [("/admin/", 302)]
+    assert response.status_code == 200
+
+
 @pytest.mark.parametrize("page", ["/admin/", *_FOR_OPERATORS])
 def test_users_who_are_not_staff_are_sent_to_the_login(page: str, client: Client, model: int) -> None:
     """A permission alone does not open the admin."""

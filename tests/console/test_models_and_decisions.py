@@ -57,6 +57,13 @@ def test_a_model_that_may_not_serve_is_refused_with_the_reason(as_operator: Clie
     assert not Activation.objects.exists()
 
 
+def test_a_version_that_does_not_serve_says_so(as_operator: Client) -> None:
+    """In the list and on its own page; nothing is left blank."""
+    version = make_model(1)
+    for page in (_LIST, f"{_LIST}{version.pk}/change/"):
+        assert "not active" in as_operator.get(page).content.decode()
+
+
 def test_exactly_one_is_activated(as_operator: Client) -> None:
     """Two at once make no sense."""
     html = _activate(as_operator, make_model(1).pk, make_model(2).pk, confirmed="yes").content.decode()

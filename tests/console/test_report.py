@@ -7,7 +7,7 @@ from mlserve.console.figures import Figures, L2Figures
 from mlserve.console.inforce import InForce, ServingModel
 from mlserve.console.report import Report, report_on
 from mlserve.console.samples import BreakerState, CounterKey
-from mlserve.console.window import Window
+from mlserve.console.window import Span, Window
 
 _MODEL = ServingModel(id=1, name="fraud", version=1, estimator="boosted_trees", since=datetime(2026, 1, 1, tzinfo=UTC))
 _IN_FORCE = InForce(fresh_for_s={"merchant_risk": 3600.0}, model=_MODEL)
@@ -77,6 +77,7 @@ def test_ages_are_set_against_the_policy_in_force() -> None:
     )
     risk, unheard = report.ages
     assert (risk.group, risk.limit_s, risk.share_past_limit, risk.count) == ("merchant_risk", 3600.0, 0.25, 4)
+    assert (risk.p50, risk.p99) == (Span(900.0, 3600.0), Span(3600.0, 10800.0))
     assert (unheard.limit_s, unheard.share_past_limit) == (None, None)
 
 

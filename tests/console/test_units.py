@@ -5,6 +5,7 @@ from math import inf
 import pytest
 
 from mlserve.console import units
+from mlserve.console.window import Span
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,12 @@ from mlserve.console import units
         (units.span(90), "1 min 30 s"),
         (units.span(86_400), "1 d"),
         (units.span(90_061), "1 d 1 h"),
+        (units.age(None), units.NOTHING),
+        (units.age(Span(0, 1)), "up to 1 s"),
+        (units.age(Span(900, 1200)), "15 to 20 min"),
+        (units.age(Span(2700, 3600)), "45 min to 1 h"),
+        (units.age(Span(3600, 5400)), "1 h to 1 h 30 min"),
+        (units.age(Span(3 * 86_400, inf)), "over 3 d"),
         (units.rate(0.0), "0/s"),
         (units.rate(1234.5), "1,234/s"),
         (units.rate(0.0123), "0.012/s"),

@@ -1,15 +1,17 @@
 """Differences between snapshots, and quantiles from buckets."""
 
 from itertools import pairwise
-from math import inf
+from math import ceil, inf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.definitions import GROUPS
 from mlserve.console.figures import Figures, L2Figures
 from mlserve.console.samples import CounterKey
 from mlserve.console.window import Buckets, between, look_back, since_start
+from mlserve.observability.metrics import AGE_BUCKETS_S
 
 _LOADS = ("mlserve_source_loads_total", "merchant_risk")
 _BOUNDS = (0.001, 0.01, 0.1, 1.0, inf)
@@ -87,11 +89,28 @@ def test_a_quantile_beyond_the_last_bound_is_not_invented() -> None:
 def test_without_observations_there_is_no_quantile() -> None:
     """None, not zero: nothing is not fast."""
     empty = Buckets.from_cumulative({})
-    assert (empty.quantile(0.5), empty.share_above(1.0)) == (None, None)
+    assert (empty.quantile(0.5), empty.share_certainly_above(1.0), empty.quantile_span(0.5)) == (None, None, None)
 
 
-@pytest.mark.parametrize(("limit", "share"), [(0.1, 0.5), (1.0, 0.0), (0.0, 1.0), (0.055, 0.75)])
-def test_the_share_above_a_limit_is_split_inside_a_bucket(limit: float, share: float) -> None:
-    """Two of four observations in (0.01, 0.1], two in (0.1, 1]."""
+@pytest.mark.parametrize(("limit", "share"), [(0.1, 0.5), (1.0, 0.0), (0.0, 1.0), (0.055, 0.5), (0.5, 0.0)])
+def test_only_what_certainly_exceeds_a_limit_counts_as_past_it(limit: float, share: float) -> None:
+    """Two of four observations in (0.01, 0.1], two in (0.1, 1]: a bucket that the limit cuts proves nothing."""
     buckets = Buckets.from_cumulative({"0.01": 0, "0.1": 2, "1.0": 4, "+Inf": 4})
-    assert buckets.share_above(limit) == pytest.approx(share)
+    assert buckets.share_certainly_above(limit) == pytest.approx(share)
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=50), st.floats(0.01, 1))
+def test_the_true_quantile_lies_in_the_span_that_is_named(values: list[float], q: float) -> None:
+    """However the values lie in their buckets; nothing narrower is claimed."""
+    span = Buckets.from_cumulative(_cumulative(values)).quantile_span(q)
+    true = sorted(values)[ceil(q * len(values)) - 1]
+    assert span is not None
+    assert span.lower < true <= span.upper or true == span.lower == 0
+    assert {span.lower, span.upper} <= {0.0, *_BOUNDS}
+
+
+def test_the_default_limits_are_bounds_of_age_buckets() -> None:
+    """So that what is past them is counted exactly; and the buckets stay few enough for every process and group."""
+    assert {group.policy.fresh_for_s for group in GROUPS.values()} <= set(AGE_BUCKETS_S)
+    assert len(AGE_BUCKETS_S) <= 24
+    assert sorted(set(AGE_BUCKETS_S)) == list(AGE_BUCKETS_S)

@@ -12,7 +12,9 @@ from playwright.sync_api import expect
 from features.models import PolicyRevision, TtlPolicy
 from mlserve.console.figures import STREAM, broker_client, collect_figures, record_figures
 from mlserve.console.operators import GROUP_NAME
+from predictions.models import Decision
 from tests.console.metric_files import MetricFiles
+from tests.console.records import make_decision, make_model
 from tests.fixtures.browser import Visitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
@@ -110,4 +112,16 @@ def test_an_operator_sets_a_policy(operator: Visitor) -> None:
     newest = PolicyRevision.objects.first()
     assert newest is not None
     assert newest.after["fresh_for_s"] == 120
+    assert operator.complaints == []
+
+
+def test_every_column_of_the_decisions_is_seen(operator: Visitor, live_server: Any) -> None:
+    """In a window of 1300 pixels, with the longest id that there can be."""
+    make_decision(make_model(1))
+    Decision.objects.update(transaction_id="live-" + "0123456789abcdef" * 3 + "0123456789a", client="mls_abcdefgh")
+    page = operator.page
+    page.set_viewport_size({"width": 1300, "height": 900})
+    page.goto(f"{live_server.url}/admin/predictions/decision/")
+    expect(page.get_by_role("cell", name="mls_abcdefgh")).to_be_visible()
+    assert page.locator(".results").evaluate("list => list.scrollWidth - list.clientWidth") == 0
     assert operator.complaints == []

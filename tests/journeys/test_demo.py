@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from django.conf import settings
 
 from mlserve.embedded import NAMES, Servers
 from mlserve.settings.env import child_environment
+from warmup.demo.recipes import WEB_WORKERS
 
 PATIENCE_S = 100.0
 SMALL = ("--customers", "150", "--merchants", "40", "--days", "28", "--port", "0")
@@ -57,6 +59,13 @@ class _Demo:
 
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def web_workers(self) -> int:
+        for process in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if "granian" in process.cmdline():
+                    return len(process.children())
+        return 0
 
     def stop(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
@@ -180,3 +189,53 @@ def test_a_demo_that_is_stopped_while_it_prepares_ends_cleanly(var_dir: Path) ->
     assert [Servers(var_dir).pids(name) for name in NAMES] == [[], [], []]
     assert not (var_dir / "demo" / "children.json").exists()
     assert (var_dir / "demo" / "api_key").exists()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("said", ["starting PostgreSQL", "starting Valkey (broker)"])
+def test_a_demo_that_is_stopped_while_servers_start_leaves_none(var_dir: Path, said: str) -> None:
+    """One line, the exit code of an interrupted command, and what had begun to start is stopped."""
+    demo = _start(var_dir)
+    _until(lambda: said in demo.text(), demo)
+    assert demo.stop(signal.SIGINT) == 130, demo.text()
+    assert "Traceback" not in demo.text()
+    assert "interrupted" in demo.text().splitlines()[-1]
+    assert [Servers(var_dir).pids(name) for name in NAMES] == [[], [], []]
+
+
+@pytest.mark.timeout(120)
+def test_two_signals_while_the_web_process_starts_do_not_delay_the_end(var_dir: Path) -> None:
+    """Its workers do not heed a request to stop while they load; it is not waited for until patience ends."""
+    demo = _start(var_dir)
+    _until(lambda: demo.web_workers() >= WEB_WORKERS, demo)
+    demo.process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    assert demo.stop(signal.SIGINT) == 0, demo.text()
+    assert time.monotonic() - begun < 8.0
+    assert "Traceback" not in demo.text()
+    assert [Servers(var_dir).pids(name) for name in NAMES] == [[], [], []]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--port", "abc"], "argument --port: 'abc' is not a whole number from 0 to 65535"),
+        (["--customers", "0"], "argument --customers: '0' is not a whole number from 1 to 5,000,000"),
+        (["--days", "20"], "argument --days: '20' is not a whole number from 21 to 3660"),
+        (["--rate", "nan"], "--rate nan"),
+        (["--duration", "-1"], "--duration -1"),
+        (["--api-key", "short"], "--api-key or MLSERVE_API_KEY: needs 16 to 128"),
+        (["--data", "/nowhere/at-all.csv"], "--data: /nowhere/at-all.csv: no such file"),
+        (["--data", "COLUMNS"], "--data: "),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_a_server_starts(var_dir: Path, arguments: list[str], named: str) -> None:
+    """Exit code 2, the option named, the folder as it was."""
+    file = var_dir / "columns.csv"
+    file.write_text("what,ever\n1,2\n")
+    demo = _start(var_dir, *(str(file) if argument == "COLUMNS" else argument for argument in arguments))
+    assert demo.process.wait(PATIENCE_S) == 2, demo.text()
+    assert named in demo.text()
+    assert "Traceback" not in demo.text()
+    assert not (var_dir / "servers").exists() and "starting" not in demo.text()

@@ -154,3 +154,13 @@ def test_two_processes_that_drain_at_once_share_the_work(tmp_path: Path) -> None
     delivered = sorted(msgspec.json.decode(line, type=Line).number for line in out.read_bytes().splitlines())
     assert delivered == [*range(30), *range(100, 130)]
     assert spool.pending_files() == []
+
+
+def test_the_spool_is_for_its_owner_only(folder: Path) -> None:
+    """It names customers; what was made when others could read it is closed to them."""
+    folder.mkdir(mode=0o755)
+    (folder / "refused.jsonl").touch(0o644)
+    spool.append([Line(1)])
+    spool.set_aside(b"{}")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}

@@ -136,3 +136,30 @@ def test_a_process_that_has_got_a_recorded_id_since_is_not_touched(tmp_path: Pat
     finally:
         os.killpg(stranger.pid, signal.SIGKILL)
         stranger.wait()
+
+
+def test_logs_and_record_are_for_their_owner_only(children: Children) -> None:
+    """They may name customers; a log that others could read is closed to them."""
+    log = children.log_dir / "child.log"
+    log.parent.mkdir()
+    log.touch(0o644)
+    children.start(_recipe(_SLEEP))
+    assert [path.stat().st_mode & 0o777 for path in (log, children.record)] == [0o600, 0o600]
+
+
+def test_a_log_that_has_become_too_long_makes_way(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One older copy is kept."""
+    monkeypatch.setattr("warmup.demo.children._LOG_LIMIT_BYTES", 10)
+    log = children.log_dir / "child.log"
+    log.parent.mkdir()
+    log.write_text("x" * 11)
+    children.start(_recipe(_SLEEP))
+    assert log.stat().st_size == 0
+    assert log.with_suffix(".log.1").read_text() == "x" * 11
+
+
+def test_stopping_nobody_keeps_the_record_of_a_killed_demo(children: Children) -> None:
+    """It is the next demo's only way to find what is left."""
+    children.record.write_text("{}")
+    children.stop()
+    assert children.record.exists()

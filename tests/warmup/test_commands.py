@@ -81,6 +81,16 @@ def test_score_reads_json_from_stdin(world: World, monkeypatch: pytest.MonkeyPat
     assert world.stored(request["transaction_id"]) is None
 
 
+def test_score_of_broken_json_is_a_usage_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As every document that the caller can mend."""
+
+    class Stdin:
+        buffer = io.BytesIO(b'{"transaction_id":')
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    assert _refused("score", "-").returncode == 2
+
+
 def test_score_without_json_is_for_people(world: World) -> None:
     """Decision, model, tiers and features with their ages."""
     out = io.StringIO()
@@ -130,6 +140,14 @@ def test_feature_of_somebody_unknown_says_so(world: World) -> None:
     out = io.StringIO()
     call_command("feature", "merchant", world.newcomer("merchant"), stdout=out)
     assert out.getvalue().count("nothing known") == 3
+
+
+@pytest.mark.parametrize("entity_id", ["a b", "", "a\0", "..", "x" * 65])
+def test_feature_refuses_the_ids_that_the_api_refuses(world: World, entity_id: str) -> None:
+    """Exit code 2, with the rule."""
+    error = _refused("feature", "customer", entity_id)
+    assert error.returncode == 2
+    assert "1 to 64" in str(error)
 
 
 def test_live_traffic_needs_a_key_in_the_environment(world: World) -> None:

@@ -14,15 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import BinaryIO, ClassVar, Final
 
 import psutil
 
 from mlserve.errors import ErrorCode, MlserveError
+from mlserve.servers.record import write_json
 
 STOP_S: Final = 10.0
 """From TERM to KILL."""
 _TAIL_LINES: Final = 15
+_LOG_LIMIT_BYTES: Final = 5 * 1024 * 1024
 _POLL_S: Final = 0.05
 
 
@@ -93,12 +95,13 @@ class Children:
                 child.process.wait(max(0.0, deadline - time.monotonic()))
             _kill_group(child.process.pid)
             child.process.wait()
+        if self._children:  # else the record is still the one of a demo that was killed
+            self.record.unlink(missing_ok=True)
         self._children.clear()
-        self.record.unlink(missing_ok=True)
 
     def _spawn(self, recipe: Recipe) -> "subprocess.Popen[bytes]":
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        with self._log(recipe).open("ab") as log:
+        with _opened_log(self._log(recipe)) as log:
             return subprocess.Popen(
                 recipe.argv,
                 env=dict(recipe.environment),
@@ -112,11 +115,20 @@ class Children:
         return self.log_dir / f"{recipe.name}.log"
 
     def _write_record(self) -> None:
-        groups = {}
+        groups: dict[str, float] = {}
         for child in self._children:
             with suppress(psutil.NoSuchProcess):
-                groups[child.process.pid] = psutil.Process(child.process.pid).create_time()
-        self.record.write_text(json.dumps(groups), encoding="utf-8")
+                groups[str(child.process.pid)] = psutil.Process(child.process.pid).create_time()
+        write_json(self.record, groups)
+
+
+def _opened_log(path: Path) -> BinaryIO:
+    """To append to, for this user only: it may name customers. What has become too long makes way."""
+    if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
+        path.replace(path.with_suffix(".log.1"))
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
+    os.fchmod(file.fileno(), 0o600)
+    return file
 
 
 def stop_leftovers(record: Path) -> int:

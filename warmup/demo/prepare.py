@@ -72,7 +72,9 @@ def ensure_admin(place: DemoPlace) -> str:
     return password
 
 
-def ensure_data(place: DemoPlace, *, file: Path | None, customers: int, merchants: int, days: int) -> str:
+def ensure_data(
+    place: DemoPlace, *, file: Path | None, customers: int, merchants: int, days: int, now: datetime
+) -> str:
     """A ledger with transactions: simulated ones, or those of `file` moved to now. What was done, in words.
 
     A load that was interrupted is finished by the next call. Raises DemoRefused if the ledger holds other data.
@@ -86,14 +88,14 @@ def ensure_data(place: DemoPlace, *, file: Path | None, customers: int, merchant
                 f"the ledger holds data from {held} already; `make clean` deletes them, or add the file to them: "
                 f"manage.py import_transactions {file} --shift-to-now"
             )
-        return f"{_ledger_in_words()}, as before"
+        return f"{_ledger_in_words(now)}, as before"
     place.remember_data({"from": source, "state": LOADING})
     if file:
         _call("import_transactions", str(file), shift_to_now=True, rejects=place.folder / "data.rejects.csv")
     else:
         _call("simulate_transactions", customers=customers, merchants=merchants, days=days)
     place.remember_data({"from": source, "state": "loaded"})
-    return _ledger_in_words()
+    return _ledger_in_words(now)
 
 
 def ensure_features(*, now: datetime) -> str:
@@ -128,8 +130,10 @@ def ensure_model() -> str:
     )
 
 
-def _ledger_in_words() -> str:
-    newest = Transaction.objects.order_by("-occurred_at").values_list("occurred_at", flat=True).first()
+def _ledger_in_words(now: datetime) -> str:
+    # A score may lie a day ahead of the clock; it says nothing about how far the data go.
+    past = Transaction.objects.filter(occurred_at__lte=now).order_by("-occurred_at")
+    newest = past.values_list("occurred_at", flat=True).first()
     until = f" up to {newest:%Y-%m-%d %H:%M} UTC" if newest else ""
     return f"{Transaction.objects.count():,} transactions{until}"
 

@@ -15,6 +15,9 @@ WEB_THREADS = 4
 """Per worker; fewer than the connections of its pool."""
 _WORKER_BUDGET_MS = 500
 """Nobody waits for a Celery worker: it gives L2 more time to answer than a request does."""
+_WEB_STOP_S = 2
+"""A request takes milliseconds. A granian worker that is told to stop while it loads the application never heeds it."""
+
 _PYTHON = sys.executable
 _MANAGE = str(Path(settings.BASE_DIR) / "manage.py")
 
@@ -26,6 +29,7 @@ def web(*, port: int) -> Recipe:
         argv=[
             *(_PYTHON, *command.split()),
             *("--blocking-threads", str(WEB_THREADS), "--no-ws", "--respawn-failed-workers"),
+            *("--workers-kill-timeout", str(_WEB_STOP_S)),
             "mlserve.wsgi:application",
         ],
         environment=_environment(),

@@ -14,7 +14,11 @@ class StopRequested(BaseException):
 
 
 class Stop:
-    """While `raises`, a signal interrupts whatever goes on; afterwards it is only noted, for loops that look."""
+    """While `raises`, a signal interrupts whatever goes on; afterwards it is only noted, for loops that look.
+
+    Python drops an exception that a handler raises inside a callback of C code (a weak reference's, a finalizer's). So
+    the request is remembered as well, for `check`, and every further signal raises again.
+    """
 
     def __init__(self) -> None:
         self.raises = True
@@ -28,19 +32,21 @@ class Stop:
         """Returns early, and True, once the end is requested."""
         return self._requested.wait(seconds)
 
+    def check(self) -> None:
+        """Raises StopRequested where a signal would, if there was one."""
+        if self.raises and self.requested:
+            raise StopRequested
+
     def run_undisturbed(self, step: Callable[[], None]) -> None:
         """A signal during `step` takes effect after it: for what must not be left half done."""
         raises, self.raises = self.raises, False
         step()
         self.raises = raises
-        if raises and self.requested:
-            raise StopRequested
+        self.check()
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
-        again = self.requested
         self._requested.set()
-        if self.raises and not again:
-            raise StopRequested
+        self.check()
 
 
 @contextmanager

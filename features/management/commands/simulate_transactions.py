@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,26 +10,17 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
+from features.transactions import sizes
 from features.transactions.ledger_batch import LedgerBatch
 from features.transactions.load import Loaded, analyse_ledger, copy_transactions
 from features.transactions.population import simulated_population
 from features.transactions.progress import progress
 from features.transactions.read_ahead import read_ahead
 from features.transactions.simulate import generate
+from mlserve.arguments import whole_number
 
 FAILED, USAGE = 1, 2
 TRANSACTIONS_PER_CUSTOMER_DAY = 1.67
-
-
-def _from_to(name: str, low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError(text)
-        return value
-
-    parse.__name__ = f"{name} (whole number from {low:,} to {high:,})"  # argparse names it in the error
-    return parse
 
 
 class Command(BaseCommand):
@@ -40,11 +30,11 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--customers", type=_from_to("customers", 1, 5_000_000), default=2000)
-        parser.add_argument("--merchants", type=_from_to("merchants", 2, 500_000), default=1000)
-        parser.add_argument("--days", type=_from_to("days", 1, 3660), default=60)
+        parser.add_argument("--customers", type=sizes.customers, default=2000)
+        parser.add_argument("--merchants", type=sizes.merchants, default=1000)
+        parser.add_argument("--days", type=whole_number(1, sizes.MOST_DAYS), default=60)
         parser.add_argument("--end", default="now", help="ISO 8601, without a zone UTC (default: now)")
-        parser.add_argument("--seed", type=_from_to("seed", 0, 2**31 - 1), default=1)
+        parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=1)
         parser.add_argument(
             "--transactions-per-day", type=float, help="on a working day (default: 1.67 for every customer)"
         )

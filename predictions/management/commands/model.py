@@ -10,6 +10,8 @@ from mlserve.errors import MlserveError
 from predictions.models import Activation, ModelVersion
 from predictions.registry.register import activate, find_model_version, roll_back
 
+_DEFAULT_NAME = "fraud"
+
 
 class Command(BaseCommand):
     help = "Lists the model versions, or lets another one serve. Every process obeys within a second."
@@ -17,7 +19,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("action", choices=["list", "activate", "rollback"])
         parser.add_argument("version", type=int, nargs="?", help="with `activate`: the number of the model version")
-        parser.add_argument("--name", default="fraud", help="of the model")
+        parser.add_argument("--name", help=f"of the model (default: {_DEFAULT_NAME}; with `list`: all)")
         parser.add_argument("--reason", default="", help="kept with the activation")
         parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -25,11 +27,13 @@ class Command(BaseCommand):
         action, version, as_json = options["action"], options["version"], options["json"]
         if (action == "activate") != (version is not None):
             raise CommandError("`activate` takes the number of a model version, the others take none", returncode=2)
+        if action == "rollback" and options["name"] is not None:
+            raise CommandError("`rollback` undoes the last activation, of whatever model: no --name", returncode=2)
         try:
             if action == "list":
-                self._list(as_json=as_json)
+                self._list(name=options["name"], as_json=as_json)
             elif action == "activate":
-                model_version = find_model_version(name=options["name"], version=version)
+                model_version = find_model_version(name=options["name"] or _DEFAULT_NAME, version=version)
                 self._tell(activate(model_version, reason=options["reason"]), as_json=as_json)
             else:
                 self._tell(roll_back(reason=options["reason"] or "rollback"), as_json=as_json)
@@ -38,10 +42,14 @@ class Command(BaseCommand):
         except DatabaseError as error:
             raise CommandError(f"PostgreSQL refuses: {error}. Is it migrated (`manage.py migrate`)?") from error
 
-    def _list(self, *, as_json: bool) -> None:
+    def _list(self, *, name: str | None, as_json: bool) -> None:
         newest = Activation.objects.first()
         active_id = newest.model_version_id if newest else None
-        listed = [_as_dict(one, active=one.pk == active_id) for one in ModelVersion.objects.all()]
+        versions = ModelVersion.objects.all() if name is None else ModelVersion.objects.filter(name=name)
+        listed = [_as_dict(one, active=one.pk == active_id) for one in versions]
+        if name is not None and not listed:
+            known = sorted(set(ModelVersion.objects.order_by().values_list("name", flat=True)))
+            raise CommandError(f"no model is named {name!r}. Known: {', '.join(known) or 'none'}")
         if as_json:
             self.stdout.write(json.dumps({"models": listed}))
             return

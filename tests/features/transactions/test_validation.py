@@ -31,6 +31,8 @@ def check(cells: Mapping[str, str | None], *, shift: timedelta = timedelta(0)) -
         ("customer_id", "x" * 65, "longer than 64"),
         ("merchant_id", "a b", "letters, digits"),
         ("merchant_id", "m1\n", "letters, digits"),
+        ("transaction_id", "..", "dots alone"),
+        ("customer_id", " . ", "dots alone"),
         ("customer_id", "a\0b", "NUL"),
         ("customer_id", "caf\udce9", "UTF-8"),
         ("occurred_at", "yesterday", "not a time"),

@@ -4,15 +4,13 @@ import json
 import logging
 import sys
 import time
-from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psutil
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError
 from django.db import connection
 from django.utils import timezone
 
@@ -26,6 +24,7 @@ from mlserve.console.figures import collect_figures
 from mlserve.errors import MlserveError
 from warmup import run
 from warmup.demo import prepare, recipes
+from warmup.demo.arguments import DemoArguments, check_values
 from warmup.demo.children import ChildFailed, Children, stop_leftovers
 from warmup.demo.place import DemoPlace, free_port, wipe_metric_files
 from warmup.demo.stages import Stages
@@ -37,54 +36,41 @@ from warmup.service_client import Reply, ServiceClient, Unreachable
 READY_WITHIN_S = 60.0
 STATUS_EVERY_S = 5.0
 TEND_EVERY_S = 0.5
+_ASK_S = 1.0
 _FIRST_SEED, _SHOWN_SEED = 1_000_001, 1_000_002  # not the live traffic's: ids must not meet
 
 
-class Command(BaseCommand):
-    help = (
-        "Runs all of it on this machine: servers, migrations, data, features, model, web, Celery and live traffic. "
-        "Ctrl-C stops it. A second run finds everything there and starts in seconds."
-    )
-
-    def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--port", type=_port, default=8000, help="of 127.0.0.1; 0: any free one (default: 8000)")
-        parser.add_argument("--api-key", default="", help="to be valid (default: MLSERVE_API_KEY, or a random one)")
-        parser.add_argument("--data", type=Path, metavar="FILE", help="CSV or Parquet, instead of simulated data")
-        parser.add_argument("--customers", type=_count, default=2_000, help="to simulate (default: 2,000)")
-        parser.add_argument("--merchants", type=_count, default=1_000, help="to simulate (default: 1,000)")
-        parser.add_argument("--days", type=_count, default=60, help="to simulate, at least 21 (default: 60)")
-        parser.add_argument("--rate", type=float, default=5.0, help="live transactions a second (default: 5)")
-        parser.add_argument("--no-traffic", action="store_true", help="no live traffic")
-        parser.add_argument("--duration", type=float, metavar="S", help="stop S seconds after the first score")
-        parser.add_argument("--json", action="store_true", help="after the first score, one JSON object on stdout")
-
+class Command(DemoArguments):
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["data"] is not None and not options["data"].is_file():
-            raise CommandError(f"--data {options['data']}: no such file", returncode=2)
-        if not 0 < options["rate"] <= 1000:
-            raise CommandError(f"--rate {options['rate']:g}: must lie between 0 and 1,000 a second", returncode=2)
+        check_values(options, api_key=options["api_key"] or settings.API_KEY)
         place = DemoPlace(settings.VAR_DIR)
-        stages = Stages(sys.stderr if options["json"] else sys.stdout)
         try:
             with stop_on_signals() as stop, place.only_demo():
+                stages = Stages(sys.stderr if options["json"] else sys.stdout, stop.check)
+                children = Children(place.log_dir, place.record, stages.say)
                 try:
-                    self._run(place, stages, stop, options)
+                    self._run(place, stages, stop, children, options)
                 except StopRequested:
                     pass
+                except Exception:
+                    if not stop.requested:  # else the interruption is what went wrong
+                        raise
                 finally:
                     stop.raises = False
+                    children.stop()
                     _let_go_of_the_servers()
                     _stop_servers(stages)
+        except StopRequested:
+            raise KeyboardInterrupt from None  # before the demo had begun, or a second time just when it ended
         except MlserveError as error:
             raise CommandError(error.detail) from error
 
-    def _run(self, place: DemoPlace, stages: Stages, stop: Stop, options: dict[str, Any]) -> None:
+    def _run(self, place: DemoPlace, stages: Stages, stop: Stop, children: Children, options: dict[str, Any]) -> None:
         stop_leftovers(place.record)
         port = free_port(options["port"])
         wipe_metric_files(settings.METRICS_DIR)
         started = embedded.started_here()
         stages.done("servers", _age_s(), f"started: {', '.join(started)}" if started else "were running")
-        children = Children(place.log_dir, place.record, stages.say)
         try:
             api_key, password = _prepare_access(place, stages, options)
             _prepare_data(place, stages, options)
@@ -103,11 +89,11 @@ class Command(BaseCommand):
     def _serve(
         self, children: Children, stages: Stages, stop: Stop, options: dict[str, Any], access: "_Access"
     ) -> None:
-        client = ServiceClient(base_url(access.port), api_key=access.api_key)
         with stages.stage("web", f"waiting for {base_url(access.port)}"):
-            _wait_until_ready(client, children, stop)
+            _wait_until_ready(access.port, children, stop)
         if stop.requested:
             return
+        client = ServiceClient(base_url(access.port), api_key=access.api_key)
         reply = _first_score(client, LiveTraffic(access.population, _FIRST_SEED).next(timezone.now()))
         client.close()
         first_score_s = _age_s()
@@ -166,6 +152,7 @@ def _prepare_data(place: DemoPlace, stages: Stages, options: dict[str, Any]) -> 
             customers=options["customers"],
             merchants=options["merchants"],
             days=options["days"],
+            now=timezone.now(),
         )
 
 
@@ -179,7 +166,8 @@ def _prepare_scoring(stages: Stages) -> None:
         stage.note = f"{report.keys_put:,} keys into L2" + (f"; {report.stopped}" if report.stopped else "")
 
 
-def _wait_until_ready(client: ServiceClient, children: Children, stop: Stop) -> None:
+def _wait_until_ready(port: int, children: Children, stop: Stop) -> None:
+    client = ServiceClient(base_url(port), timeout_s=_ASK_S)  # a port may take connections long before it answers
     deadline = time.monotonic() + READY_WITHIN_S
     last = "nobody answers"
     while not stop.wait(0.1):
@@ -245,15 +233,3 @@ def _age_s() -> float:
 
 def _now() -> float:
     return datetime.now(UTC).timestamp()
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 <= int(text) <= 65_535:
-        raise ArgumentTypeError(f"{text!r} is no port; 0 to 65535")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)

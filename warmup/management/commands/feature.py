@@ -4,14 +4,17 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 from django.utils import timezone
 
 from features.definitions import GROUPS_OF_ENTITY
 from features.vectors import peek_entity
+from predictions.messages import EntityId
 
 _VALUES_SHOWN = 12
+_ID_RULE = "1 to 64 of the characters A-Z a-z 0-9 . _ : -, not dots alone"
 
 
 class Command(BaseCommand):
@@ -24,8 +27,10 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         entity, entity_id = options["entity"], options["id"]
-        if "\0" in entity_id or not entity_id:
-            raise CommandError("id: must not be empty or hold a zero byte", returncode=2)
+        try:
+            msgspec.convert(entity_id, EntityId)
+        except msgspec.ValidationError as error:
+            raise CommandError(f"id {entity_id[:80]!r}: must be {_ID_RULE}", returncode=2) from error
         try:
             groups = peek_entity(entity=entity, entity_id=entity_id, now=timezone.now().timestamp())
         except DatabaseError as error:

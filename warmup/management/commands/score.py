@@ -10,12 +10,13 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from mlserve.cache.wiring import engine
-from mlserve.errors import FieldError, MlserveError
+from mlserve.errors import ErrorCode, FieldError, MlserveError
 from mlserve.observability.request_id import new_request_id
 from predictions.api.decoding import decode_score_options, decode_score_request
 from predictions.scoring import score_transaction
 
 CLIENT = "manage.py score"
+_USAGE = (ErrorCode.MALFORMED_REQUEST, ErrorCode.INVALID_PARAMETER, ErrorCode.INVALID_FIELDS)
 
 
 class Command(BaseCommand):
@@ -47,7 +48,9 @@ class Command(BaseCommand):
                 now=now.timestamp(),
             )
         except MlserveError as error:
-            raise CommandError(_explained(error), returncode=2 if error.errors else 1) from error
+            raise CommandError(
+                _explained(error), returncode=2 if error.errors or error.code in _USAGE else 1
+            ) from error
         except DatabaseError as error:
             raise CommandError(f"PostgreSQL does not answer or refuses: {error}") from error
         engine().filler.flush()
@@ -83,7 +86,8 @@ def _query(options: dict[str, Any]) -> str:
 
 
 def _explained(error: MlserveError) -> str:
-    return "; ".join([error.detail, *(f"{_place(one)}: {one.detail}" for one in error.errors)])
+    """The wrong places if any is named: the sentence before them only counts them, or says the same."""
+    return "; ".join(f"{_place(one)}: {one.detail}" for one in error.errors) or error.detail
 
 
 def _place(error: FieldError) -> str:

@@ -20,7 +20,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="create|list|revoke")
         create = actions.add_parser("create", help="make a key")
-        create.add_argument("--name", required=True, help="who uses it")
+        create.add_argument("--name", required=True, help="who uses it, at most 100 characters")
         create.add_argument("--scopes", default="score", help=f"comma-separated: {', '.join(ApiKey.Scope.values)}")
         create.add_argument("--key", help="set this key (16 characters or more) instead of a random one")
         listing = actions.add_parser("list", help="show all keys, without the keys themselves")
