@@ -59,7 +59,7 @@ def add_components(result: dict[str, Any], generator: object, request: object, p
     for path in result["paths"].values():
         for operation in path.values():
             if "requestBody" in operation:
-                pass
+                operation["requestBody"]["required"] = True
     schemas: dict[str, Any] = result.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(_components)
     result["components"]["schemas"] = dict(sorted(schemas.items()))
