@@ -18,11 +18,12 @@ help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
 
 setup: $(VENV)/.dev ## make .venv with all that developing needs
+	@$(BIN)/python -m tests.cache.django_suite.source
 
 demo: $(VENV)/.serve ## run all of it here: servers, data, model, web, workers, traffic (PORT= API_KEY= DATA=)
 	@$(if $(API_KEY),MLSERVE_API_KEY='$(API_KEY)') $(MANAGE) demo $(if $(PORT),--port '$(PORT)') $(if $(DATA),--data '$(DATA)')
 
-test: lint types ## lint, types and all tests
+test: setup lint types ## lint, types and all tests
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## style, formatting and the direction of imports

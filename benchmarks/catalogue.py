@@ -2,8 +2,11 @@
 
 from benchmarks.artifact import open_artifact
 from benchmarks.contest import Benchmark
+from benchmarks.frozen import open_frozen
+from benchmarks.herd import open_stampede
 from benchmarks.l1_hit import open_l1
 from benchmarks.l2_read import open_l2
+from benchmarks.penetration import open_penetration
 from benchmarks.scores import open_scores
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -11,7 +14,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     for benchmark in (
         Benchmark(name="l1", about="a hit in process memory, against Django's LocMemCache", open=open_l1),
         Benchmark(name="l2", about="one read of all six groups from Redis, against a bare MGET", open=open_l2),
+        Benchmark(name="stampede", about="a thousand readers of one key that nobody holds", open=open_stampede),
+        Benchmark(name="frozen", about="what a frozen Valkey adds to a score", open=open_frozen),
         Benchmark(name="artifact", about="one row through ONNX, against scikit-learn", open=open_artifact),
+        Benchmark(
+            name="penetration", about="ids that never existed, against the same without a filter", open=open_penetration
+        ),
         Benchmark(
             name="score", about="warm POST /v1/scores, against an empty view on the same server", open=open_scores
         ),

@@ -9,19 +9,24 @@ import redis
 
 from benchmarks.contest import BenchmarkFailed, Contest, Progress, per_call
 from benchmarks.ratio import Compare, Target
-from features.definitions import CUSTOMER_ACTIVITY, GROUPS
+from features.definitions import CUSTOMER_ACTIVITY, GROUPS, MODEL_FEATURES
 from mlserve.cache.breaker import Breaker
 from mlserve.cache.clock import SystemClock
 from mlserve.cache.codec import encode
 from mlserve.cache.entry import Entry
-from mlserve.cache.keys import Key, redis_name
+from mlserve.cache.keys import Key, names_of
 from mlserve.cache.policy import Policy
 from mlserve.cache.tiers.l2_redis import L2Tier
+from mlserve.cache.tiers.wire import SingleNodeWire
 from mlserve.cache.wiring import l2_client
 from mlserve.observability.recorder import Recorder
 
 RECENT_TRANSACTIONS = 50
 """Of the customer, in the 31 days that the activity group keeps: the simulation's mean."""
+_READ = [
+    group for group in GROUPS.values() if group.name in {name for f in MODEL_FEATURES.values() for name in f.groups}
+]
+"""The groups that the model needs of a customer and a merchant."""
 _KEPT_S = 600
 """Our keys are deleted in the end; Redis forgets them after this time if this process is killed before."""
 
@@ -32,7 +37,7 @@ def open_l2(_progress: Progress) -> Iterator[list[Contest]]:
     clock, random = SystemClock(), Random(1)
     client = l2_client()
     breaker = Breaker("bench", clock, random_source=random)
-    tier = L2Tier(l2_client, breaker, Recorder())
+    tier = L2Tier(SingleNodeWire(l2_client, breaker), Recorder())
     policies = {
         group.name: Policy(
             namespace=group.name,
@@ -43,14 +48,14 @@ def open_l2(_progress: Progress) -> Iterator[list[Contest]]:
             fixed_values=len(group.values),
             repeated_values=len(group.repeated),
         )
-        for group in GROUPS.values()
+        for group in _READ
     }
     token = token_hex(8)
-    keys = [Key(group.entity, f"bench-{token}", group.name) for group in GROUPS.values()]
+    keys = [Key(group.entity, f"bench-{token}", group.name) for group in _READ]
     entries = {key: _entry(key, random, now=clock.now()) for key in keys}
     records = {
         f"mlserve:bench:{{0}}:{token}:{key.group}".encode(): encode(
-            key, redis_name(key.kind, key.id), policies[key.group].schema, entry
+            key, names_of(key.kind, key.id, 1).digest, policies[key.group].schema, entry
         )
         for key, entry in entries.items()
     }
@@ -100,4 +105,5 @@ def _entry(key: Key, random: Random, *, now: float) -> Entry:
             )
     else:
         values = [random.uniform(-1, 1000) for _ in group.values]
+    now = round(now, 3)  # to the microsecond, as records are
     return Entry(1_000_000, now, now, tuple(map(float, values)))

@@ -16,6 +16,8 @@ class Compare(StrEnum):
 
     OURS_OVER_OTHER = "ours / other"
     OTHER_OVER_OURS = "other / ours"
+    OURS = "ours"
+    """For what has a target of its own, such as one load in a stampede; the other side shows it without protection."""
 
 
 class Verdict(StrEnum):
@@ -46,6 +48,8 @@ class Round:
     other: float
 
     def ratio(self, compare: Compare) -> float:
+        if compare is Compare.OURS:
+            return self.ours
         return self.ours / self.other if compare is Compare.OURS_OVER_OTHER else self.other / self.ours
 
 

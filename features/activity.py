@@ -20,7 +20,10 @@ ACTIVITY_MOST_KEPT = 2_000
 
 
 class StoredRow(msgspec.Struct, frozen=True, gc=False):
-    """One row of L3. `as_of` in seconds since 1970; a soft-deleted row comes with `deleted` and its last values."""
+    """One row of L3. `as_of` in seconds since 1970; a soft-deleted row comes with `deleted` and its last values.
+
+    `inserted`: there was no row before, not even a deleted one; only said of rows that were just written.
+    """
 
     group: str
     entity_id: str
@@ -28,6 +31,7 @@ class StoredRow(msgspec.Struct, frozen=True, gc=False):
     version: int
     as_of: float
     deleted: bool = False
+    inserted: bool = False
 
 
 class LoadedRows(msgspec.Struct, frozen=True, gc=False):
@@ -89,8 +93,8 @@ def update_activity(
     # The newest possible moment of PostgreSQL instead of a second statement without the condition.
     cursor.execute(_UPDATE, {"ids": wanted, "until": until or "infinity", "now": now})
     return [
-        StoredRow(group, entity_id, tuple(values), version, as_of)
-        for group, entity_id, values, version, as_of in cursor.fetchall()
+        StoredRow(group, entity_id, tuple(values), version, as_of, inserted=inserted)
+        for group, entity_id, values, version, as_of, inserted in cursor.fetchall()
     ]
 
 
@@ -113,7 +117,7 @@ LEFT JOIN (
 """
 
 # Hours, because the length of an interval of days depends on the session's time zone.
-# The tag is compute.transaction_tag, in SQL.
+# The tag is compute.transaction_tag, in SQL. A row that was there before has the lock of ON CONFLICT in its xmax.
 _UPDATE = f"""
 INSERT INTO features_featurerow AS stored ("group", entity_id, "values", version, as_of, deleted_at)
 SELECT '{CUSTOMER_ACTIVITY.name}', wanted.customer_id, ARRAY[
@@ -150,5 +154,6 @@ WHERE span.start IS NOT NULL
 ORDER BY wanted.customer_id COLLATE "C"
 ON CONFLICT ("group", entity_id)
 DO UPDATE SET "values" = excluded."values", as_of = excluded.as_of, deleted_at = NULL
-RETURNING stored."group", stored.entity_id, stored."values", stored.version, extract(epoch FROM stored.as_of)::float8
+RETURNING stored."group", stored.entity_id, stored."values", stored.version, extract(epoch FROM stored.as_of)::float8,
+          stored.xmax = 0
 """

@@ -62,6 +62,7 @@ class TtlPolicyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "group",
         "entity",
         "cadence",
+        "write",
         "fresh_for",
         "grace",
         "negative_ttl",
@@ -70,9 +71,9 @@ class TtlPolicyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "if_missing",
         "updated",
     )
-    readonly_fields = ("group", "entity", "cadence", "description", "updated", "revisions")
+    readonly_fields = ("group", "entity", "cadence", "write", "description", "updated", "revisions")
     fieldsets = (
-        (None, {"fields": ("group", "entity", "cadence", "description")}),
+        (None, {"fields": ("group", "entity", "cadence", "write", "description")}),
         ("How long copies count", {"fields": ("fresh_for_s", "grace_s", "negative_ttl_s")}),
         ("Where copies are kept", {"fields": ("use_l1", "use_l2")}),
         ("Without any value", {"fields": ("on_missing",)}),
@@ -114,6 +115,10 @@ class TtlPolicyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display
     def cadence(self, policy: TtlPolicy) -> str:
         return GROUPS[policy.name].cadence if policy.name in GROUPS else units.NOTHING
+
+    @admin.display(description="written")
+    def write(self, policy: TtlPolicy) -> str:
+        return GROUPS[policy.name].write if policy.name in GROUPS else units.NOTHING
 
     @admin.display
     def description(self, policy: TtlPolicy) -> str:
@@ -198,8 +203,8 @@ class TransactionAdmin(ReadOnlyAdmin):
 
 @admin.register(FeatureGroupRecord)
 class FeatureGroupAdmin(ReadOnlyAdmin):
-    list_display = ("name", "entity", "cadence", "schema", "description")
-    list_filter = ("entity", "cadence")
+    list_display = ("name", "entity", "cadence", "write", "schema", "description")
+    list_filter = ("entity", "cadence", "write")
 
 
 @admin.register(FeatureRecord)

@@ -10,6 +10,8 @@ from typing import Literal
 
 Entity = Literal["customer", "merchant"]
 Cadence = Literal["static", "batch", "streaming"]
+WriteStrategy = Literal["through", "around", "behind"]
+"""How a new value reaches the source and its copies: `writes.py` and `write_behind.py` carry these out."""
 
 WINDOW_DAYS = (1, 7, 30)
 LABEL_DELAY_DAYS = 7
@@ -53,6 +55,7 @@ class FeatureGroup:
     description: str
     repeated: tuple[StoredValue, ...] = ()
     """What may follow `values`, any number of times."""
+    write: WriteStrategy = "around"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,7 @@ CUSTOMER_ACTIVITY = FeatureGroup(
         StoredValue(name="amount", unit="currency", default=0.0, description="its amount"),
         StoredValue(name="tag", unit="", default=0.0, description="32 bits of its id's digest"),
     ),
+    write="through",
 )
 MERCHANT_PROFILE = FeatureGroup(
     name="merchant_profile",
@@ -129,6 +133,24 @@ MERCHANT_RISK = FeatureGroup(
         for days in WINDOW_DAYS
         for what, unit, text in (("count", "transactions", "transactions"), ("risk", "share", "share of fraud"))
     ),
+)
+MERCHANT_TRAFFIC = FeatureGroup(
+    name="merchant_traffic",
+    entity="merchant",
+    cadence="streaming",
+    schema=1,
+    description=(
+        "What was asked for the merchant since the group exists. For people, no model reads it: it is written behind, "
+        "seconds late, and a process that is killed loses its last second of it."
+    ),
+    # As old as the flush that wrote it, which no other process' L1 hears of.
+    policy=DefaultPolicy(fresh_for_s=_HOUR_S, grace_s=_DAY_S, negative_ttl_s=5, use_l1=False),
+    values=(
+        StoredValue(name="scores_total", unit="scores", default=0.0, description="scores given, without dry runs"),
+        StoredValue(name="last_score_at", unit="s since 1970", default=0.0, description="the newest of them"),
+        StoredValue(name="amount_total", unit="currency", default=0.0, description="their amounts, currencies mixed"),
+    ),
+    write="behind",
 )
 
 
@@ -158,8 +180,11 @@ GROUPS: dict[str, FeatureGroup] = {
         MERCHANT_PROFILE,
         MERCHANT_RISK,
         MERCHANT_EMBEDDING,
+        MERCHANT_TRAFFIC,
     )
 }
+BUILT_GROUPS: tuple[str, ...] = tuple(group.name for group in GROUPS.values() if group.write != "behind")
+"""Those that follow from the ledger, so that a build can write them anew."""
 GROUPS_OF_ENTITY: dict[str, tuple[FeatureGroup, ...]] = {
     entity: tuple(group for group in GROUPS.values() if group.entity == entity) for entity in ("customer", "merchant")
 }
@@ -246,3 +271,5 @@ MODEL_FEATURES: dict[str, ModelFeature] = {
 BASELINE_FEATURES: tuple[str, ...] = tuple(MODEL_FEATURES)[:15]
 """The fifteen of the Fraud Detection Handbook (Le Borgne et al. 2022, chapter 3)."""
 ALL_FEATURES: tuple[str, ...] = tuple(MODEL_FEATURES)
+MODEL_GROUPS = frozenset(group for feature in MODEL_FEATURES.values() for group in feature.groups)
+"""What a score may read."""

@@ -7,6 +7,7 @@ from decimal import Decimal
 import msgspec
 
 from features.activity import Cursor, lock_customers, update_activity
+from features.existence import announce
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 
@@ -38,7 +39,9 @@ def record(cursor: Cursor, transactions: Sequence[NewTransaction], *, now: datet
     customers = {transaction.customer_id for transaction in transactions if transaction.id in added}
     activity = {}
     if customers:
-        for row in update_activity(cursor, customers, now):
+        rows = update_activity(cursor, customers, now)
+        announce({"customer": [row.entity_id for row in rows if row.inserted]})
+        for row in rows:
             activity[Key("customer", row.entity_id, row.group)] = Entry(row.version, row.as_of, row.as_of, row.values)
     return Recorded(_conflicting(cursor, known) if known else frozenset(), activity)
 

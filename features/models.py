@@ -51,6 +51,16 @@ class FeatureRow(models.Model):
         return f"{self.group} of {self.entity_id}"
 
 
+class FlushedBatch(models.Model):
+    """A batch of a group that is written behind is in its rows already. Kept for a day (`flush.py`)."""
+
+    id = models.UUIDField(primary_key=True)
+    flushed_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
 class FeatureGroupRecord(models.Model):
     """`definitions.py` as a table, written on migrate, for those who look from the database's side."""
 
@@ -58,6 +68,7 @@ class FeatureGroupRecord(models.Model):
     entity = models.TextField()
     cadence = models.TextField()
     schema = models.PositiveIntegerField()
+    write = models.TextField(default="around")
     description = models.TextField()
 
     def __str__(self) -> str:

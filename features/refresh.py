@@ -3,10 +3,14 @@
 Every group but the customers' activity is computed in numpy from one snapshot of the ledger and written by COPY into
 a temporary table and one INSERT ... ON CONFLICT. Activity is written by scoring at the same time, so its rows are
 derived in the database under the customers' locks, a chunk of customers per database transaction.
+
+After its commit a build drops the cached copies of those rows whose values changed, whatever the group's strategy: to
+write all of them through would push out of L2 what is asked for. Rows that were built anew with the same values keep
+their copies, which expire by their own `as_of` as if there had been no build.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
@@ -14,9 +18,10 @@ from hashlib import blake2b
 from django.db import connection, transaction
 
 from features import compute
-from features.activity import update_activity
+from features.activity import StoredRow, load_rows, lock_customers, update_activity
 from features.compute import Floats
 from features.definitions import (
+    BUILT_GROUPS,
     CUSTOMER_ACTIVITY,
     CUSTOMER_EMBEDDING,
     CUSTOMER_PROFILE,
@@ -26,8 +31,11 @@ from features.definitions import (
     MERCHANT_RISK,
 )
 from features.embeddings import embed
+from features.existence import announce
 from features.ledger import Ledger, Names, microseconds, read_ledger
 from features.progress import Progress, silent
+from features.writes import Invalidated, write_around
+from mlserve.cache.keys import Key
 
 ACTIVITY_CHUNK = 500
 """Customers per database transaction: a score of one of them waits for the rest of its chunk, some 100 ms."""
@@ -35,11 +43,25 @@ ACTIVITY_CHUNK = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """Rows written per group, in build order."""
+    """Rows written and rows whose values changed per group, in build order.
+
+    `pending` of the changed rows' copies are still in L2, which did not answer.
+    """
 
     as_of: datetime
     rows: dict[str, int]
+    invalidated: dict[str, int]
+    pending: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """How many rows were written, the entities whose values are not what they were, and those that had no row."""
+
+    rows: int
+    changed: list[str]
+    inserted: list[str]
 
 
 def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: Progress = silent) -> BuildReport:
@@ -49,23 +71,39 @@ def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: 
     stay as they are; soft-deleted rows of entities that it knows come back to life. An `as_of` before `now` is a view
     of the past: what a customer did later leaves the activity row until that customer's next transaction. With `as_of`
     at `now` no recorded transaction is ever left out of it, also none recorded meanwhile. Raises ValueError for
-    unknown groups.
+    groups that are unknown or do not follow from the ledger. Not for use within a database transaction: copies are
+    dropped after the commit.
     """
-    unknown = [group for group in groups if group not in GROUPS]
+    unknown = [group for group in groups if group not in BUILT_GROUPS]
     if unknown:
-        raise ValueError(f"no feature groups: {', '.join(unknown)}; known are {', '.join(GROUPS)}")
+        raise ValueError(f"no groups to build: {', '.join(unknown)}; known are {', '.join(BUILT_GROUPS)}")
     begun = time.perf_counter()
-    rows: dict[str, int] = {}
-    wanted = [group for group in GROUPS if group in groups]
+    written: dict[str, _Written] = {}
+    wanted = [group for group in BUILT_GROUPS if group in groups]
     if CUSTOMER_ACTIVITY.name in wanted:
         wanted.remove(CUSTOMER_ACTIVITY.name)
-        rows[CUSTOMER_ACTIVITY.name] = _build_activity(as_of, now, progress)
+        written[CUSTOMER_ACTIVITY.name] = _build_activity(as_of, now, progress)
     if wanted:
-        rows |= _build_computed(wanted, as_of, now, progress)
-    return BuildReport(as_of=as_of, rows=rows, seconds=time.perf_counter() - begun)
+        written |= _build_computed(wanted, as_of, now, progress)
+    invalidated = _invalidate(written, progress)
+    return BuildReport(
+        as_of=as_of,
+        rows={group: of.rows for group, of in written.items()},
+        invalidated={group: len(of.changed) for group, of in written.items()},
+        pending=invalidated.pending,
+        seconds=time.perf_counter() - begun,
+    )
 
 
-def _build_activity(as_of: datetime, now: datetime, progress: Progress) -> int:
+def _invalidate(written: Mapping[str, _Written], progress: Progress) -> Invalidated:
+    keys = [Key(GROUPS[group].entity, entity_id, group) for group, of in written.items() for entity_id in of.changed]
+    if not keys:
+        return Invalidated()
+    progress("drop old copies", 0.0)
+    return write_around(keys)
+
+
+def _build_activity(as_of: datetime, now: datetime, progress: Progress) -> _Written:
     progress(CUSTOMER_ACTIVITY.name, 0.0)
     until = as_of if as_of < now else None
     with connection.cursor() as cursor:
@@ -73,15 +111,28 @@ def _build_activity(as_of: datetime, now: datetime, progress: Progress) -> int:
             "SELECT DISTINCT customer_id FROM features_transaction WHERE occurred_at <= %s", (until or "infinity",)
         )
         customers = sorted(customer for (customer,) in cursor.fetchall())
-    written = 0
+    rows, changed, inserted = 0, [], []
     for start in range(0, len(customers), ACTIVITY_CHUNK):
+        chunk = customers[start : start + ACTIVITY_CHUNK]
         with transaction.atomic(), connection.cursor() as cursor:
-            written += len(update_activity(cursor, customers[start : start + ACTIVITY_CHUNK], now, until=until))
+            lock_customers(cursor, chunk)
+            before = load_rows(cursor, [(CUSTOMER_ACTIVITY.name, customer) for customer in chunk]).rows
+            after = update_activity(cursor, chunk, now, until=until)
+            new = [row.entity_id for row in after if row.inserted]
+            announce({CUSTOMER_ACTIVITY.entity: new})
+        inserted += new
+        rows += len(after)
+        changed += _changed(before, after)
         progress(CUSTOMER_ACTIVITY.name, min(1.0, (start + ACTIVITY_CHUNK) / len(customers)))
-    return written
+    return _Written(rows, changed, inserted)
 
 
-def _build_computed(groups: list[str], as_of: datetime, now: datetime, progress: Progress) -> dict[str, int]:
+def _changed(before: Iterable[StoredRow], after: Iterable[StoredRow]) -> list[str]:
+    held = {row.entity_id: row.values for row in before if not row.deleted}
+    return [row.entity_id for row in after if held.get(row.entity_id) != row.values]
+
+
+def _build_computed(groups: list[str], as_of: datetime, now: datetime, progress: Progress) -> dict[str, _Written]:
     # One transaction, so that the locks last from the ledger's snapshot to the write: a build that read earlier
     # cannot overwrite one that read later. At READ COMMITTED it holds no snapshot while numpy works.
     with transaction.atomic():
@@ -89,7 +140,12 @@ def _build_computed(groups: list[str], as_of: datetime, now: datetime, progress:
         progress("read the ledger", 0.0)
         ledger = read_ledger(until=as_of)
         values = _Values(ledger, as_of, progress)
-        return {group: _write(group, *values.of(group), now) for group in groups}
+        written = {group: _write(group, *values.of(group), now) for group in groups}
+        new: dict[str, set[str]] = {}
+        for group, of in written.items():
+            new.setdefault(GROUPS[group].entity, set()).update(of.inserted)
+        announce({entity: sorted(ids) for entity, ids in new.items()})
+    return written
 
 
 class _Values:
@@ -137,17 +193,19 @@ class _Values:
         return self._embeddings
 
 
-def _write(group: str, entities: Names, values: Floats, now: datetime) -> int:
+def _write(group: str, entities: Names, values: Floats, now: datetime) -> _Written:
     """In key order, so that two writers of the table never wait for each other in a circle."""
     with connection.cursor() as cursor:
         cursor.execute('CREATE TEMPORARY TABLE features_built (entity_id text, "values" float8[])')
         with cursor.copy('COPY features_built (entity_id, "values") FROM STDIN') as copy:
             for row in zip(entities.tolist(), values.tolist(), strict=True):
                 copy.write_row(row)
+        cursor.execute(_UNCHANGED, (group,))
+        unchanged = {entity_id for (entity_id,) in cursor.fetchall()}
         cursor.execute(_UPSERT, (group, now))
-        written: int = cursor.rowcount
+        rows, inserted = cursor.fetchone()
         cursor.execute("DROP TABLE features_built")
-    return written
+    return _Written(rows, [entity_id for entity_id in entities.tolist() if entity_id not in unchanged], inserted)
 
 
 def _lock_builds(groups: Iterable[str]) -> None:
@@ -157,9 +215,21 @@ def _lock_builds(groups: Iterable[str]) -> None:
         cursor.execute("SELECT pg_advisory_xact_lock(number) FROM unnest(%s::bigint[]) AS number", (numbers,))
 
 
+# The rows' locks, so that nobody changes a row between this look at it and the upsert; in the upsert's order.
+_UNCHANGED = """
+SELECT entity_id FROM features_built AS built
+JOIN features_featurerow AS stored USING (entity_id)
+WHERE stored."group" = %s AND stored.deleted_at IS NULL AND stored."values" = built."values"
+ORDER BY entity_id COLLATE "C" FOR NO KEY UPDATE OF stored
+"""
+# A row that was there before has the lock of ON CONFLICT in its xmax.
 _UPSERT = """
-INSERT INTO features_featurerow ("group", entity_id, "values", version, as_of, deleted_at)
-SELECT %s, entity_id, "values", 0, %s, NULL FROM features_built ORDER BY entity_id COLLATE "C"
-ON CONFLICT ("group", entity_id)
-DO UPDATE SET "values" = excluded."values", as_of = excluded.as_of, deleted_at = NULL
+WITH written AS (
+    INSERT INTO features_featurerow ("group", entity_id, "values", version, as_of, deleted_at)
+    SELECT %s, entity_id, "values", 0, %s, NULL FROM features_built ORDER BY entity_id COLLATE "C"
+    ON CONFLICT ("group", entity_id)
+    DO UPDATE SET "values" = excluded."values", as_of = excluded.as_of, deleted_at = NULL
+    RETURNING entity_id, xmax = 0 AS inserted
+)
+SELECT count(*), coalesce(array_agg(entity_id) FILTER (WHERE inserted), '{}') FROM written
 """

@@ -8,9 +8,10 @@ from django.db import DatabaseError, InterfaceError, connection
 from features.activity import load_rows
 from features.definitions import GROUPS
 from mlserve.cache.breaker import Breaker
-from mlserve.cache.cascade import SourceUnavailable
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
+from mlserve.cache.limiter import ConcurrencyLimiter, Saturated
+from mlserve.cache.loading import SourceUnavailable
 from mlserve.patience import AnswerTimeout, answer_within
 
 PATIENCE_S = 1.0
@@ -18,15 +19,17 @@ PATIENCE_S = 1.0
 Load = Callable[[Sequence[Key]], Mapping[Key, Entry]]
 
 
-def loader(breaker: Breaker) -> Load:
-    """The cascade's loader for feature groups, guarded by the breaker of Postgres."""
+def loader(breaker: Breaker, limiter: ConcurrencyLimiter) -> Load:
+    """The cascade's loader for feature groups, guarded by the breaker of Postgres and the cap on its reads."""
 
     def load(keys: Sequence[Key]) -> Mapping[Key, Entry]:
         if not breaker.allow():
             raise SourceUnavailable("breaker")
         try:
-            with answer_within(PATIENCE_S):
+            with limiter.place(), answer_within(PATIENCE_S):
                 entries = read_source(keys)
+        except Saturated:
+            raise SourceUnavailable("saturated") from None
         except (DatabaseError, InterfaceError) as error:
             waited = waited_in_vain(error)
             breaker.failure(timed_out=waited)
@@ -53,9 +56,9 @@ def waited_in_vain(error: Exception) -> bool:
 def read_source(keys: Sequence[Key]) -> dict[Key, Entry]:
     """An entry for each key, negative where there is no row or only a deleted one. Raises Django's database errors.
 
-    A streaming group is written in the same database transaction as the ledger, so at the moment of the read the source
-    vouches for its row however long ago it last changed: `as_of` is that moment. Batch and static groups are as old as
-    the build that wrote them.
+    A group that is written through is written in the same database transaction as the ledger, so at the moment of the
+    read the source vouches for its row however long ago it last changed: `as_of` is that moment. Others are as old as
+    the build or the flush that wrote them.
     """
     with connection.cursor() as cursor:
         loaded = load_rows(cursor, [(key.group, key.id) for key in keys])
@@ -66,6 +69,6 @@ def read_source(keys: Sequence[Key]) -> dict[Key, Entry]:
         if row is None or row.deleted:
             entries[key] = Entry(row.version if row else 0, loaded.read_at, loaded.read_at, None)
         else:
-            as_of = loaded.read_at if GROUPS[key.group].cadence == "streaming" else row.as_of
+            as_of = loaded.read_at if GROUPS[key.group].write == "through" else row.as_of
             entries[key] = Entry(row.version, as_of, loaded.read_at, row.values)
     return entries

@@ -16,6 +16,7 @@ def synchronise_definitions(**_: Any) -> None:
                 "entity": group.entity,
                 "cadence": group.cadence,
                 "schema": group.schema,
+                "write": group.write,
                 "description": group.description,
             },
         )

@@ -1,4 +1,4 @@
-"""Scheduled builds. All are idempotent: a run that is lost or repeated costs time, never truth."""
+"""Scheduled builds and flushes. All are idempotent: a run that is lost or repeated costs time, never truth."""
 
 from celery import shared_task
 from django.utils import timezone
@@ -10,7 +10,10 @@ from features.definitions import (
     MERCHANT_PROFILE,
     MERCHANT_RISK,
 )
+from features.existence import build as build_filters
+from features.flush import flush_write_behind as flush
 from features.refresh import build
+from mlserve.cache.clock import SystemClock
 
 
 @shared_task(name="features.rebuild_merchant_risk", ignore_result=True, soft_time_limit=300, time_limit=330)
@@ -29,3 +32,13 @@ def rebuild_profiles() -> None:
 def build_embeddings() -> None:
     now = timezone.now()
     build([CUSTOMER_EMBEDDING.name, MERCHANT_EMBEDDING.name], as_of=now, now=now)
+
+
+@shared_task(name="features.flush_write_behind", ignore_result=True, max_retries=0, soft_time_limit=20, time_limit=30)
+def flush_write_behind() -> None:
+    flush(now=timezone.now())
+
+
+@shared_task(name="features.build_bloom_filters", ignore_result=True, soft_time_limit=240, time_limit=270)
+def build_bloom_filters() -> None:
+    build_filters(clock=SystemClock())

@@ -42,25 +42,12 @@ def read_groups(
     return cache.features.read_many(
         list(keys.values()),
         policies=book.policies,
-        loader=source.loader(cache.l3_breaker),
+        loader=source.loader(cache.l3_breaker, cache.l3_limiter),
         request=request,
         budget=budget,
         max_age_s=max_age_s,
         leave_no_trace=leave_no_trace,
     )
-
-
-def write_through(entries: Mapping[Key, Entry]) -> None:
-    """Puts values that were just committed into L2 and into this process's L1.
-
-    L2 keeps the newer of two by version. Where it cannot be told, the copy that it holds is out of date, so an
-    invalidation is left pending until it can.
-    """
-    cache, policies = engine(), policies_in_force().policies
-    cache.l1.put_many({key: entry for key, entry in entries.items() if policies[key.group].use_l1}, policies)
-    into_l2 = {key: entry for key, entry in entries.items() if policies[key.group].use_l2}
-    if into_l2 and not cache.l2.put_many(into_l2, policies):
-        cache.pending.remember(list(into_l2))
 
 
 def invalidate_entity(*, entity: str, entity_id: str) -> dict[str, Any]:

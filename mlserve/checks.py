@@ -2,10 +2,11 @@
 
 | id | finding | when |
 | --- | --- | --- |
-| mlserve.E001 | cache and broker are one Redis | every check |
+| mlserve.E001 | cache and broker are one Redis | every check; with `--database` also among the servers that are found |
 | mlserve.E002 | the broker evicts | checks with `--database`, and before `migrate` |
 | mlserve.W003 | the cache does not evict, or evicts keys without expiry | the same |
 | mlserve.E004 | L1 or L2 is not served by the backend that the engine is written for | every check |
+| mlserve.W005 | L2's keys fall into several parts on one server, or into one part on a cluster | every check |
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ import redis
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
-from mlserve.platform import redis_facts
+from mlserve.platform import l2_nodes, redis_facts
+from mlserve.settings.redis_url import Mode
 
 # The port of the URLs that `settings/base.py` puts where none is configured: nothing listens there.
 _NOWHERE = ":1"
@@ -24,14 +26,36 @@ _NOWHERE = ":1"
 @register("mlserve")
 def check_separate_servers(**_: Any) -> list[CheckMessage]:
     """E001: a full cache would evict tasks, and a flush of the cache would drop the queue."""
-    cache, broker = _cache_url(), _broker_url()
-    if cache is None or broker is None or not redis_facts.same_server(cache, broker):
+    return _shared(l2_nodes.configured(settings.CACHES["l2"]))
+
+
+def _shared(cache_addresses: Sequence[str]) -> list[CheckMessage]:
+    broker = _broker_url()
+    if broker is None:
         return []
     return [
         Error(
-            f"The cache and Celery's broker are the same Redis, {redis_facts.address(cache)}.",
+            f"The cache and Celery's broker are the same Redis, {address}.",
             hint="Set REDIS_CACHE_URL and REDIS_BROKER_URL to two servers; another database number is not enough.",
             id="mlserve.E001",
+        )
+        for address in cache_addresses
+        if redis_facts.same_address(address, redis_facts.address(broker)) and not address.endswith(_NOWHERE)
+    ]
+
+
+@register("mlserve")
+def check_partitions(**_: Any) -> list[CheckMessage]:
+    """W005: parts are for spreading over nodes; each has a watermark and a command of its own."""
+    is_cluster = l2_nodes.mode_of(settings.CACHES["l2"]) is Mode.CLUSTER
+    if is_cluster == (settings.CACHE_PARTITIONS > 1):
+        return []
+    problem = "all of L2 lies on one node of the cluster" if is_cluster else "on one server that only costs"
+    return [
+        Warning(
+            f"The number of partitions is {settings.CACHE_PARTITIONS}: {problem}.",
+            hint="Leave MLSERVE_CACHE_PARTITIONS unset: it is 16 on a cluster and 1 elsewhere.",
+            id="mlserve.W005",
         )
     ]
 
@@ -53,10 +77,10 @@ def check_cache_backends(**_: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_eviction(*, databases: Sequence[str] | None, **_: Any) -> list[CheckMessage]:
-    """E002 and W003, by asking the servers; one that does not answer is the doctor's business, not this check's."""
+    """E001, E002 and W003, by asking the servers; one that does not answer is the doctor's business."""
     if not databases:
         return []
-    return [*_check_broker_keeps(), *_check_cache_evicts()]
+    return [*_check_broker_keeps(), *_check_cache_nodes()]
 
 
 def _check_broker_keeps() -> list[CheckMessage]:
@@ -72,17 +96,26 @@ def _check_broker_keeps() -> list[CheckMessage]:
     ]
 
 
-def _check_cache_evicts() -> list[CheckMessage]:
-    facts = _facts(_cache_url())
-    if facts is None or facts.maxmemory_policy.startswith("volatile-"):
+def _check_cache_nodes() -> list[CheckMessage]:
+    alias = settings.CACHES["l2"]
+    if all(address.endswith(_NOWHERE) for address in l2_nodes.configured(alias)):
         return []
+    nodes = [node for node in l2_nodes.survey(alias) if node.role is not l2_nodes.Role.SENTINEL]
+    known = set(l2_nodes.configured(alias))  # those are found without asking
+    shared = _shared([node.address for node in nodes if node.address not in known])
+    return [*shared, *_check_cache_evicts(nodes)]
+
+
+def _check_cache_evicts(nodes: Sequence[l2_nodes.L2Node]) -> list[CheckMessage]:
     return [
         Warning(
-            f"The cache's maxmemory-policy is {facts.maxmemory_policy}: when its memory is full, it refuses writes or "
-            "evicts keys that have no expiry, such as leases and watermarks.",
-            hint="Set maxmemory-policy volatile-lfu on the server that REDIS_CACHE_URL names.",
+            f"The maxmemory-policy of the cache, {node.address}, is {node.facts.maxmemory_policy}: when its memory is "
+            "full, it refuses writes or evicts keys that have no expiry, such as leases and watermarks.",
+            hint="Set maxmemory-policy volatile-lfu on every server behind REDIS_CACHE_URL.",
             id="mlserve.W003",
         )
+        for node in nodes
+        if node.facts is not None and not node.facts.maxmemory_policy.startswith("volatile-")
     ]
 
 
@@ -95,14 +128,6 @@ def _facts(url: str | None) -> redis_facts.RedisFacts | None:
         return None
 
 
-def _cache_url() -> str | None:
-    return _configured(settings.CACHES["l2"]["LOCATION"])
-
-
 def _broker_url() -> str | None:
-    return _configured(settings.REDIS_BROKER_URL)
-
-
-def _configured(url: str | Sequence[str]) -> str | None:
-    first = url if isinstance(url, str) else url[0]
-    return None if redis_facts.address(first).endswith(_NOWHERE) else first
+    url: str = settings.REDIS_BROKER_URL
+    return None if redis_facts.address(url).endswith(_NOWHERE) else url

@@ -15,6 +15,8 @@ import structlog
 from django.conf import settings
 from django.db import connection
 
+from mlserve.platform import l2_nodes
+
 TIMEOUT_S: Final = 1
 """For each server; PostgreSQL gets two, the shortest that psycopg waits for a connection."""
 
@@ -83,7 +85,8 @@ def _postgres_answers() -> str:
 
 
 def _cache_answers() -> str:
-    return _ping(settings.CACHES["l2"]["LOCATION"])
+    l2_nodes.require_answer(settings.CACHES["l2"], timeout_s=TIMEOUT_S)
+    return "answers"
 
 
 def _broker_answers() -> str:

@@ -24,7 +24,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from features import ingest
 from features.activity import Cursor
 from features.source import waited_in_vain
-from features.vectors import write_through
+from features.writes import write_through
 from mlserve.cache.outcome import Degradation
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError

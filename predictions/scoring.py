@@ -18,6 +18,7 @@ from features.definitions import MODEL_FEATURES
 from features.ingest import NewTransaction
 from features.policies import PREDICTION, policies_in_force
 from features.vectors import keys_of, read_groups
+from features.write_behind import note_score
 from mlserve.cache.budget import Budget
 from mlserve.cache.cascade import Reading
 from mlserve.cache.entry import Entry
@@ -131,6 +132,7 @@ def score_transaction(*, request: ScoreRequest, options: ScoreOptions, client: s
     if recorded.spooled:
         response = with_degradation(response, Degradation.DECISION_SPOOLED)
     cache.recorder.score(response.decision, degraded=response.degraded, seconds=lap.total_s)
+    note_score(merchant_id=request.merchant_id, amount=request.amount, at=now)
     return ScoredTransaction(_encode(response, options), False, lap.milliseconds)
 
 

@@ -1,3 +1,3 @@
 """What all tests share. The servers come from the plugin `tests/fixtures/servers.py`."""
 
-pytest_plugins = ["tests.fixtures.population"]
+pytest_plugins = ["tests.fixtures.population", "tests.fixtures.topologies"]

@@ -15,7 +15,8 @@ import redis
 from features.policies import policies_in_force
 from features.progress import Progress, silent
 from features.source import loader
-from mlserve.cache.cascade import SourceUnavailable
+from mlserve.cache.loading import SourceUnavailable
+from mlserve.cache.refresher import renew
 from mlserve.cache.wiring import Engine, engine, l2_client
 from mlserve.observability import metrics
 from warmup.only_one import only_one
@@ -40,7 +41,8 @@ Source = Literal["most_active", "hot"]
 class WarmReport(msgspec.Struct, kw_only=True):
     """What a run did. `stopped` says why it ended early, or is empty.
 
-    `keys_fresh` were held and stay fresh, `keys_loaded` were read from Postgres, `keys_put` of them arrived in L2.
+    `keys_fresh` were held and stay fresh, `keys_loaded` were read from Postgres, `keys_put` of them arrived in L2;
+    `keys_elsewhere` were being loaded, or had just been, by somebody else.
     """
 
     source: Source
@@ -48,6 +50,7 @@ class WarmReport(msgspec.Struct, kw_only=True):
     keys_asked: int = 0
     keys_fresh: int = 0
     keys_loaded: int = 0
+    keys_elsewhere: int = 0
     keys_put: int = 0
     seconds: float = 0.0
     stopped: str = ""
@@ -124,13 +127,21 @@ def _warm_chunk(cache: Engine, chunk: Sequence[WarmEntity], report: WarmReport, 
     if not missing:
         return True
     try:
-        loaded = loader(cache.l3_breaker)(missing)
+        renewed = renew(
+            missing,
+            l2=cache.l2,
+            policies=policies,
+            loader=loader(cache.l3_breaker, cache.l3_limiter),
+            clock=cache.clock,
+            seen=held,
+        )
     except SourceUnavailable as error:
         report.stopped = f"postgres does not answer: {error.reason}"
         return False
-    report.keys_loaded += len(loaded)
-    if not cache.l2.put_many(loaded, policies):
+    report.keys_loaded += len(renewed.entries)
+    report.keys_elsewhere += renewed.held_elsewhere
+    if not renewed.arrived:
         report.stopped = "l2 does not take copies"
         return False
-    report.keys_put += len(loaded)
+    report.keys_put += len(renewed.entries)
     return True

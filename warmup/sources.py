@@ -7,7 +7,7 @@ import msgspec
 import redis
 from django.db import connection
 
-from features.definitions import GROUPS_OF_ENTITY
+from features.definitions import GROUPS_OF_ENTITY, MODEL_GROUPS
 from mlserve.cache.hotkeys import read_hot_keys
 from mlserve.cache.keys import Key
 
@@ -24,8 +24,10 @@ class WarmEntity(msgspec.Struct, frozen=True):
 
 
 def keys_of(entity: WarmEntity) -> list[Key]:
-    """One key for each feature group of the entity."""
-    return [Key(entity.kind, entity.id, group.name) for group in GROUPS_OF_ENTITY[entity.kind]]
+    """One key for each feature group of the entity that a score may read."""
+    return [
+        Key(entity.kind, entity.id, group.name) for group in GROUPS_OF_ENTITY[entity.kind] if group.name in MODEL_GROUPS
+    ]
 
 
 def most_active(*, limit: int, now: datetime) -> list[WarmEntity]:

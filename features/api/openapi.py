@@ -36,7 +36,7 @@ _ENTITY: Final[dict[str, Any]] = {
 _INVALIDATED: Final[dict[str, Any]] = {
     "entity": "merchant",
     "id": "M00001",
-    "groups": ["merchant_profile", "merchant_risk", "merchant_embedding"],
+    "groups": ["merchant_profile", "merchant_risk", "merchant_embedding", "merchant_traffic"],
     "delivered": True,
 }
 _POLICIES: Final[dict[str, Any]] = {
@@ -51,6 +51,7 @@ _POLICIES: Final[dict[str, Any]] = {
             "use_l2": True,
             "on_missing": "default",
             "updated_at": "2026-01-05T09:00:00Z",
+            "write": "around",
         }
     ],
 }

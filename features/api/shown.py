@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from features.definitions import GROUPS
 from features.models import PolicyRevision, TtlPolicy
 
 
@@ -62,6 +63,8 @@ class PolicyShown(msgspec.Struct, frozen=True, kw_only=True):
     use_l2: bool
     on_missing: str
     updated_at: datetime
+    write: str | None = None
+    """`through`, `around` or `behind`, as the group's definition says; null for predictions, which nobody writes."""
 
 
 class PolicyList(msgspec.Struct, frozen=True):
@@ -89,8 +92,14 @@ def list_policies() -> PolicyList:
     newest = PolicyRevision.objects.values_list("id", flat=True).first()
     return PolicyList(
         policy_version=newest or 0,
-        policies=[msgspec.convert(policy, PolicyShown, from_attributes=True) for policy in TtlPolicy.objects.all()],
+        policies=[_policy_shown(policy) for policy in TtlPolicy.objects.all()],
     )
+
+
+def _policy_shown(policy: TtlPolicy) -> PolicyShown:
+    shown = msgspec.convert(policy, PolicyShown, from_attributes=True)
+    group = GROUPS.get(policy.name)
+    return msgspec.structs.replace(shown, write=group.write) if group else shown
 
 
 def _shown(copy: dict[str, Any]) -> CopyShown:

@@ -13,9 +13,14 @@ class Clock(Protocol):
         """Seconds since some moment, for durations inside this process."""
         ...
 
+    def sleep(self, seconds: float, /) -> None:
+        """Returns after so long; only for waiting on what another process does."""
+        ...
+
 
 class SystemClock:
     """The clock of this host."""
 
     now = staticmethod(time.time)
     monotonic = staticmethod(time.monotonic)
+    sleep = staticmethod(time.sleep)

@@ -1,73 +1,169 @@
 """How an entry looks as bytes in Redis, and how bytes that somebody else put there are refused.
 
-    19 decimal digits   version; compared as text in Lua, whose numbers lose integers above 2**53
-    1 letter            V value, N negative ("the source knows nothing")
-    msgpack array       digest of the entity's key, group, schema, as_of, written_at, values
+    8 bytes   version, big-endian
+    1 letter  V value, N negative ("the source knows nothing"), T tombstone ("what was here must not be served")
+    8 bytes   written_at in microseconds, big-endian
+    msgpack   name of the key (entity and group), epoch, schema, age of the values when read (us), cost (us), values
 
-A record names its own key and schema, so bytes that were moved, torn, or written by another release are a counted
-miss and never a wrong answer. Decoding builds typed structs only; there is no code in these bytes to run.
+The first 17 bytes tell one copy of a key from every other one; scripts compare them without knowing the rest. Lua's
+numbers are doubles and lose integers above 2**53, so they compare a version as two halves of 32 bits.
+
+Values are packed as the narrowest floats that lose nothing, 4 or 8 bytes each, or each by its own kind where that is
+much less (`narrow.py`), and compressed where that pays. A record names its own key and schema, so bytes that were
+moved, torn, or written by another release are a counted miss and never a wrong answer. Decoding builds one typed
+struct; there is no code in these bytes to run.
 """
 
+import zlib
+from functools import lru_cache
+from hashlib import blake2b
 from math import isfinite
+from struct import Struct
+from struct import error as StructError
 
 import msgspec
 
+from mlserve.cache import narrow
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.outcome import MissReason
 
-VERSION_DIGITS = 19
-_HEADER_BYTES = VERSION_DIGITS + 1
-_VALUE = ord("V")
-_NEGATIVE = ord("N")
+VALUE, NEGATIVE, TOMBSTONE = b"V", b"N", b"T"
+IDENTITY_BYTES = 17
 MAX_RECORD_BYTES = 1_000_000
 """Larger records under our names are somebody else's; decoding them would only burn time."""
+COMPRESS_FROM_BYTES = 4_096
+_COMPRESSION_PAYS_BELOW = 0.8
+_US = 1_000_000
+_TIMES_END_US = 2**32 * _US
+"""Until 2106. Up to there a float of seconds tells one microsecond from the next, so a reader can name what it saw."""
+_identity = Struct(">QcQ")
+_NARROW, _WIDE, _MIXED, _NARROW_ZIPPED, _WIDE_ZIPPED = b"f", b"d", b"m", b"F", b"D"
+_MIXED_PAYS_BELOW = 0.75
+"""Of the floats' bytes. Mixed numbers take five times as long to decode."""
+_WIDTH = {_NARROW: 4, _WIDE: 8}
+_FORMAT = {_NARROW: "f", _WIDE: "d"}
 
 
 class _Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     name: bytes
-    group: str
+    epoch: int
     schema: int
-    as_of: float
-    written_at: float
-    values: tuple[float, ...]
-
-
-def _digest_in(redis_name: bytes) -> bytes:
-    """The 16 bytes that tell one entity's hash from another's."""
-    return bytes.fromhex(redis_name[-32:].decode("ascii"))
+    age_us: int
+    cost_us: int
+    values: bytes
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Body)
 
 
-def encode(key: Key, redis_name: bytes, schema: int, entry: Entry) -> bytes:
-    """The record of `entry`. `redis_name` is the name of the hash that it will lie in."""
-    kind = b"N" if entry.values is None else b"V"
-    body = _Body(_digest_in(redis_name), key.group, schema, entry.as_of, entry.written_at, entry.values or ())
-    return b"%019d%b%b" % (entry.version, kind, _encoder.encode(body))
+def encode(key: Key, digest: bytes, schema: int, entry: Entry, *, epoch: int = 0) -> bytes:
+    """The record of `entry`. `digest`: the 16 bytes of the entity's names (`keys.names_of`)."""
+    written_us = _microseconds(entry.written_at)
+    body = _Body(
+        _name_of(digest, key.group),
+        epoch,
+        schema,
+        written_us - _microseconds(entry.as_of),
+        _microseconds(entry.cost_s),
+        b"" if entry.values is None else _pack(entry.values),
+    )
+    kind = NEGATIVE if entry.values is None else VALUE
+    return _identity.pack(entry.version, kind, written_us) + _encoder.encode(body)
 
 
-def decode(record: bytes, key: Key, redis_name: bytes, schema: int) -> Entry | MissReason:
-    """The entry, or why these bytes are none: `DECODE` for foreign or torn ones, `SCHEMA` for another release's."""
-    if not _HEADER_BYTES < len(record) <= MAX_RECORD_BYTES:
+def identity(entry: Entry) -> bytes:
+    """The first 17 bytes of this entry's record."""
+    kind = NEGATIVE if entry.values is None else VALUE
+    return _identity.pack(entry.version, kind, _microseconds(entry.written_at))
+
+
+def _microseconds(seconds: float) -> int:
+    """What a record can hold: from 1970 until 2106."""
+    return min(max(0, round(seconds * _US)), _TIMES_END_US - 1)
+
+
+def decode(record: bytes, key: Key, digest: bytes, schema: int) -> Entry | MissReason:
+    """The entry, or why these bytes are none.
+
+    `DECODE` for foreign or torn ones, `SCHEMA` for another release's, `INVALIDATED` for a tombstone.
+    """
+    if not IDENTITY_BYTES <= len(record) <= MAX_RECORD_BYTES:
         return MissReason.DECODE
-    version, kind = record[:VERSION_DIGITS], record[VERSION_DIGITS]
-    if not version.isdigit() or kind not in (_VALUE, _NEGATIVE):
+    version, kind, written_us = _identity.unpack_from(record)
+    if kind == TOMBSTONE and len(record) == IDENTITY_BYTES:
+        return MissReason.INVALIDATED
+    if kind not in (VALUE, NEGATIVE) or written_us >= _TIMES_END_US:
         return MissReason.DECODE
     try:
-        body = _decoder.decode(memoryview(record)[_HEADER_BYTES:])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        body = _decoder.decode(memoryview(record)[IDENTITY_BYTES:])
+        if body.name != _name_of(digest, key.group):
+            return MissReason.DECODE
+        if body.schema != schema:
+            return MissReason.SCHEMA
+        if body.cost_us < 0:  # readers take costs off the limit: such a copy would never expire
+            return MissReason.DECODE
+        values = None if kind == NEGATIVE else _unpack(body.values)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, StructError, zlib.error, ValueError):
         return MissReason.DECODE
-    if body.name != _digest_in(redis_name) or body.group != key.group:
+    # A value that is not a number has no score.
+    if values is not None and not _all_finite(values):
         return MissReason.DECODE
-    if body.schema != schema:
-        return MissReason.SCHEMA
-    # An infinite `as_of` would be fresh for ever, and a value that is not a number has no score.
-    if not (isfinite(body.as_of) and isfinite(body.written_at) and _all_finite(body.values)):
-        return MissReason.DECODE
-    return Entry(int(version), body.as_of, body.written_at, body.values if kind == _VALUE else None)
+    return Entry(version, (written_us - body.age_us) / _US, written_us / _US, values, body.cost_us / _US)
+
+
+@lru_cache(65_536)
+def _name_of(digest: bytes, group: str) -> bytes:
+    """12 bytes that tell a key from every other one."""
+    return digest[:8] + blake2b(group.encode(), digest_size=4).digest()
+
+
+@lru_cache(4096)
+def _floats(count: int, letter: str) -> Struct:
+    return Struct(f"<{count}{letter}")
+
+
+def _pack(values: tuple[float, ...]) -> bytes:
+    form, packed = _WIDE, _floats(len(values), "d").pack(*values)
+    try:
+        halved = _floats(len(values), "f").pack(*values)
+        if _floats(len(values), "d").pack(*_floats(len(values), "f").unpack(halved)) == packed:
+            form, packed = _NARROW, halved
+    except OverflowError:  # beyond what 4 bytes can hold
+        pass
+    if len(values) <= narrow.MOST_NUMBERS:
+        mixed = narrow.pack(values)
+        if len(mixed) < _MIXED_PAYS_BELOW * len(packed):
+            return _MIXED + mixed
+    if len(packed) >= COMPRESS_FROM_BYTES:
+        zipped = zlib.compress(packed, 1)
+        if len(zipped) < _COMPRESSION_PAYS_BELOW * len(packed):
+            form, packed = form.upper(), zipped
+    return form + packed
+
+
+def _unpack(packed: bytes) -> tuple[float, ...]:
+    form = packed[:1]
+    if form == _MIXED:
+        return narrow.unpack(packed[1:])
+    if form in (_NARROW_ZIPPED, _WIDE_ZIPPED):
+        form = form.lower()
+        packed = form + _unzip(packed[1:])
+    width = _WIDTH.get(form)
+    count, torn = divmod(len(packed) - 1, width or 1)
+    if width is None or torn:
+        raise ValueError("no packed values")
+    return _floats(count, _FORMAT[form]).unpack_from(packed, 1)
+
+
+def _unzip(zipped: bytes) -> bytes:
+    """Never more than a record may hold, whatever the bytes would expand to."""
+    unzipper = zlib.decompressobj()
+    numbers = unzipper.decompress(zipped, MAX_RECORD_BYTES)
+    if not unzipper.eof or unzipper.unused_data:
+        raise ValueError("torn, or larger than a record may be")
+    return numbers
 
 
 def _all_finite(values: tuple[float, ...]) -> bool:

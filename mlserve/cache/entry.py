@@ -2,7 +2,7 @@
 
 import msgspec
 
-_OBJECT_BYTES = 120
+_OBJECT_BYTES = 130
 _VALUE_BYTES = 32  # a boxed float and the pointer to it
 
 
@@ -11,13 +11,15 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     `version` orders states of one key (larger is newer). `as_of` is when the source computed the values,
     `written_at` when this copy was read from the source; both in seconds since 1970 and never reset by copying from
-    tier to tier. `values` is None for a negative entry: the source knows nothing of this key.
+    tier to tier. `values` is None for a negative entry: the source knows nothing of this key. `cost_s` is how long the
+    source took to answer, measured; 0 if nobody measured it.
     """
 
     version: int
     as_of: float
     written_at: float
     values: tuple[float, ...] | None
+    cost_s: float = 0.0
 
     @property
     def size_bytes(self) -> int:

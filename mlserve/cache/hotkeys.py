@@ -59,6 +59,36 @@ class HotKeyCounter:
         pipeline.execute()
 
 
+class HotReplicas:
+    """Which copy of an entity this process reads: a hot one's are spread over several nodes of a Cluster.
+
+    One slot, and so one node, holds an entity; a single entity that everybody asks for is a load that more nodes do not
+    help. Each process reads one of `replicas` copies of the hot ones, by its `place`; each copy is filled by its own
+    readers, and writes and invalidations reach all of them.
+    """
+
+    def __init__(self, replicas: int, *, place: int) -> None:
+        self._replica = place % replicas
+        self._hot: frozenset[tuple[str, str]] = frozenset()
+
+    def replica_of(self, kind: str, entity_id: str) -> int:
+        """0, the entity's own partition, unless it is hot."""
+        return self._replica if self._hot and (kind, entity_id) in self._hot else 0
+
+    def choose(self, measured: Sequence["HotKey"]) -> None:
+        """Takes those that have at least `HOT_SHARE` of what was measured, and are asked for often enough to matter."""
+        total = sum(hot.per_minute for hot in measured)
+        self._hot = frozenset(
+            (hot.kind, hot.id)
+            for hot in measured
+            if hot.per_minute >= HOT_PER_MINUTE and hot.per_minute >= HOT_SHARE * total
+        )
+
+
+HOT_PER_MINUTE = 600
+HOT_SHARE = 0.02
+
+
 def read_hot_keys(client: "redis.Redis", *, limit: int, now: float) -> Sequence[HotKey]:
     """The hottest first. Raises `redis.RedisError`."""
     minute = int(now // 60)

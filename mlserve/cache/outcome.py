@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 
 
@@ -43,6 +44,8 @@ class Degradation(StrEnum):
     """The newest value that the source has is older than the policy allows."""
     STALE_SOURCE_UNAVAILABLE = "stale_source_unavailable"
     """The source could not be reached; a copy past its limit served within the grace period."""
+    STALE_REFRESHING = "stale_refreshing"
+    """Somebody else is loading the value right now; a copy past its limit served within the grace period."""
     SOURCE_UNAVAILABLE = "source_unavailable"
     """The source could not be reached and no usable copy was left; defaults were used."""
     CACHE_UNAVAILABLE = "cache_unavailable"
@@ -56,19 +59,30 @@ class Degradation(StrEnum):
 class Outcome(msgspec.Struct, frozen=True, gc=False):
     """One key's answer. `values` is None if and only if `tier` is `DEFAULT`.
 
-    `as_of` is when the source computed the value (seconds since 1970), never reset by copying; `age_s` is now minus
-    that, `max_age_s` what policy and request allowed.
+    `entry` is the copy that answered, None where nobody had one. `as_of` is when the source computed the value (seconds
+    since 1970), never reset by copying; `age_s` is now minus that, `max_age_s` what policy and request allowed.
     """
 
     key: Key
-    values: tuple[float, ...] | None
+    entry: Entry | None
     tier: Tier
-    version: int
-    as_of: float
     age_s: float
     max_age_s: float
-    stale: bool
+    stale: bool = False
     degradations: tuple[Degradation, ...] = ()
+
+    @property
+    def values(self) -> tuple[float, ...] | None:
+        return self.entry.values if self.entry is not None else None
+
+    @property
+    def version(self) -> int:
+        return self.entry.version if self.entry is not None else 0
+
+    @property
+    def as_of(self) -> float:
+        """0 where there is no value."""
+        return self.entry.as_of if self.entry is not None and self.entry.values is not None else 0.0
 
 
 class TierTrace(msgspec.Struct):

@@ -14,12 +14,16 @@ from enum import Enum
 import msgspec
 
 from mlserve.cache.entry import Entry
+from mlserve.cache.keys import JITTER_SHARE
 
 RECHECK_SHARE = 0.1
 RECHECK_LIMIT_S = 5.0
 """How soon a source whose values are past their limit is asked again: a tenth of the limit, at most this."""
 CLOCK_SKEW_S = 60.0
 """Hosts' clocks may differ by this much. A copy from further in the future would be fresh until then: refused."""
+
+
+NEVER = -1.0
 
 
 class Verdict(Enum):
@@ -42,6 +46,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     fixed_values: int | None = None
     repeated_values: int = 0
     """A value has `fixed_values` numbers and then any number of runs of `repeated_values`; None: any number at all."""
+    surely_fresh_s: float = NEVER
+    """Derived: copies in L1 up to this age are fresh whatever their key's jitter; nothing else need be looked at."""
+
+    def __post_init__(self) -> None:
+        sure_s = self.fresh_for_s * (1 - JITTER_SHARE) if self.use_l1 and self.fresh_for_s > 0 else NEVER
+        msgspec.structs.force_setattr(self, "surely_fresh_s", sure_s)
 
     def allowed_age_s(self, max_age_s: float | None) -> float:
         """The tighter of policy and request. A request for 0 means "read the source", not "values of age 0"."""
@@ -49,8 +59,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             return self.fresh_for_s
         return min(self.fresh_for_s, max_age_s)
 
-    def verdict(self, entry: Entry, *, now: float, max_age_s: float | None) -> Verdict:
-        """What a copy is worth at `now` (s since 1970) under the policy and the request's `max_age_s`."""
+    def verdict(self, entry: Entry, *, now: float, max_age_s: float | None, life_share: float = 1.0) -> Verdict:
+        """What a copy is worth at `now` (s since 1970) under the policy and the request's `max_age_s`.
+
+        `life_share` is the key's (`keys.life_share`): a copy is given up at that share of the policy's limit, so that
+        copies of one moment do not all expire in one moment. Values within the limit are never called stale for it.
+        """
         copy_age_s = now - entry.written_at
         if copy_age_s < -CLOCK_SKEW_S:
             return Verdict.EXPIRED
@@ -59,11 +73,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             return Verdict.FRESH if copy_age_s <= limit_s else Verdict.EXPIRED
         if entry.as_of > now + CLOCK_SKEW_S:
             return Verdict.EXPIRED
-        allowed_s = self.allowed_age_s(max_age_s)
-        if now - entry.as_of <= allowed_s:
+        allowed_s, age_s = self.allowed_age_s(max_age_s), now - entry.as_of
+        if age_s <= min(allowed_s, self.fresh_for_s * life_share):
             return Verdict.FRESH
         if copy_age_s <= min(RECHECK_LIMIT_S, RECHECK_SHARE * allowed_s):
-            return Verdict.STALE_AT_SOURCE
+            return Verdict.FRESH if age_s <= allowed_s else Verdict.STALE_AT_SOURCE
         return Verdict.EXPIRED
 
     def fits(self, entry: Entry) -> bool:

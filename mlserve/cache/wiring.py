@@ -21,11 +21,17 @@ from mlserve.cache.budget import Budget
 from mlserve.cache.cascade import Cascade
 from mlserve.cache.clock import SystemClock
 from mlserve.cache.filler import Filler
-from mlserve.cache.hotkeys import HotKeyCounter
+from mlserve.cache.hotkeys import HotKeyCounter, HotReplicas, read_hot_keys
 from mlserve.cache.invalidation import PendingInvalidations
+from mlserve.cache.limiter import ConcurrencyLimiter
+from mlserve.cache.loading import CoordinatedLoading, DirectLoading
+from mlserve.cache.negatives import NegativeQuota
 from mlserve.cache.outcome import Tier
+from mlserve.cache.refresher import Refresher
+from mlserve.cache.singleflight import Flights
+from mlserve.cache.tiers.cluster import make_wire
 from mlserve.cache.tiers.l1_locmem import BoundedLocMemCache, L1Tier
-from mlserve.cache.tiers.l2_redis import L2Tier
+from mlserve.cache.tiers.l2_redis import REPLICAS, L2Tier
 from mlserve.observability import metrics
 from mlserve.observability.recorder import Recorder
 from mlserve.patience import answer_within
@@ -34,6 +40,10 @@ from mlserve.poller import Poller
 PUBLISH_INTERVAL_S = 1.0
 PROBE_INTERVAL_S = 0.1
 PROBE_PATIENCE_S = 1.0
+L3_WAIT_S = 0.25
+"""For a place among the reads of Postgres; as long as a couple of hundred reads take."""
+HOT_ENTITIES = 200
+"""Looked at once a second for those that are worth copies on several nodes."""
 
 
 class Engine:
@@ -43,29 +53,66 @@ class Engine:
         self.clock = SystemClock()
         self.recorder = Recorder()
         self.hot_keys = HotKeyCounter()
-        self.l2_breaker = Breaker("l2", self.clock, random_source=random.Random())
+        self.hot_replicas = HotReplicas(REPLICAS, place=os.getpid())
         self.l3_breaker = Breaker("l3", self.clock, random_source=random.Random())
+        self.l3_limiter = ConcurrencyLimiter(settings.L3_MAX_READS, wait_s=L3_WAIT_S)
         l1_cache = caches["l1"]
         assert isinstance(l1_cache, BoundedLocMemCache), "CACHES['l1'] must be the project's backend (mlserve.E004)"
         self.l1 = L1Tier(l1_cache.store)
-        self.l2 = L2Tier(l2_client, self.l2_breaker, self.recorder)
+        self.wire = make_wire("l2", new_breaker=self._new_breaker, clock=self.clock)
+        self.l2 = L2Tier(
+            self.wire,
+            self.recorder,
+            partitions=settings.CACHE_PARTITIONS,
+            replica_of=self.hot_replicas.replica_of,
+        )
         self.pending = PendingInvalidations(self.l2)
         self.filler = Filler(self.l2, self.recorder)
+        self.negatives = NegativeQuota(self.clock, settings.CACHE_MAX_NEGATIVES)
+        self.refresher = Refresher(l1=self.l1, l2=self.l2, stats=self.recorder, clock=self.clock)
+        self.flights = Flights()
+        self.loading = CoordinatedLoading(
+            l2=self.l2,
+            filler=self.filler,
+            negatives=self.negatives,
+            stats=self.recorder,
+            clock=self.clock,
+            source_tier=Tier.L3,
+        )
         self.features = Cascade(
-            l1=self.l1, l2=self.l2, filler=self.filler, stats=self.recorder, clock=self.clock, source_tier=Tier.L3
+            l1=self.l1,
+            l2=self.l2,
+            loading=self.loading,
+            stats=self.recorder,
+            clock=self.clock,
+            source_tier=Tier.L3,
+            refresher=self.refresher,
+            flights=self.flights,
         )
         self.predictions = Cascade(
-            l1=self.l1, l2=self.l2, filler=self.filler, stats=self.recorder, clock=self.clock, source_tier=Tier.COMPUTED
+            l1=self.l1,
+            l2=self.l2,
+            loading=DirectLoading(filler=self.filler, stats=self.recorder, source_tier=Tier.COMPUTED),
+            stats=self.recorder,
+            clock=self.clock,
+            source_tier=Tier.COMPUTED,
         )
         self._budget_s = settings.CACHE_BUDGET_MS / 1000
-        self._evictions_published = 0
-        self._opened_published = {"l2": 0, "l3": 0}
+        self._published: dict[str, int] = {}
         self._publisher = Poller("cache-publisher", PUBLISH_INTERVAL_S, self.publish)
         # Two, because a probe of Postgres may wait for seconds.
         self._probers = (
             Poller("l2-prober", PROBE_INTERVAL_S, self._probe_l2),
             Poller("l3-prober", PROBE_INTERVAL_S, self._probe_l3),
         )
+
+    def _new_breaker(self, name: str) -> Breaker:
+        return Breaker(name, self.clock, random_source=random.Random())
+
+    @property
+    def l2_breaker(self) -> Breaker:
+        """The breaker of the one server; in a Cluster, the one of the nodes that is worst off."""
+        return max(self.wire.breakers.values(), key=lambda breaker: breaker.state.value)
 
     def budget(self) -> Budget:
         """A new request's budget."""
@@ -88,28 +135,34 @@ class Engine:
         store = self.l1.store
         metrics.L1_ENTRIES.set(len(store))
         metrics.L1_BYTES.set(store.weight_bytes)
-        evictions = store.evictions
-        metrics.CACHE_EVICTIONS.labels(Tier.L1).inc(max(0, evictions - self._evictions_published))
-        self._evictions_published = evictions
-        for breaker in (self.l2_breaker, self.l3_breaker):
+        metrics.L3_IN_USE.set(self.l3_limiter.in_use)
+        self._add(metrics.CACHE_EVICTIONS.labels(Tier.L1), "evictions", store.evictions)
+        self._add(metrics.L3_REFUSED, "l3_refused", self.l3_limiter.refused)
+        self._add(metrics.L2_OVERSIZED, "oversized", self.l2.oversized_removed)
+        for breaker in (*self.wire.breakers.values(), self.l3_breaker):
             metrics.BREAKER_OPEN.labels(breaker.name).set(breaker.state.value)
-            metrics.BREAKER_OPENED.labels(breaker.name).inc(breaker.opened_count - self._opened_published[breaker.name])
-            self._opened_published[breaker.name] = breaker.opened_count
-        if self.l2_breaker.state is State.CLOSED:
-            try:
-                self.hot_keys.publish(l2_client(), now=self.clock.now())
-            except redis.RedisError:
-                self.l2_breaker.failure(timed_out=False)
+            self._add(metrics.BREAKER_OPENED.labels(breaker.name), f"opened {breaker.name}", breaker.opened_count)
+        self._share_hot_keys()
+
+    def _add(self, counter: Any, name: str, total: int) -> None:
+        """What a total has grown by since the last time."""
+        counter.inc(max(0, total - self._published.get(name, 0)))
+        self._published[name] = total
+
+    def _share_hot_keys(self) -> None:
+        if self.l2_breaker.state is not State.CLOSED:
+            return
+        now = self.clock.now()
+        try:
+            self.hot_keys.publish(l2_client(), now=now)
+            if settings.CACHE_PARTITIONS > 1:
+                self.hot_replicas.choose(read_hot_keys(l2_client(), limit=HOT_ENTITIES, now=now))
+        except redis.RedisError:
+            pass  # the wire's own look-ups find out whether a node is away
 
     def _probe_l2(self) -> None:
-        if self.l2_breaker.state is State.CLOSED:
-            self.pending.retry()
-        elif self.l2_breaker.allow_probe():
-            if len(self.pending):
-                # As the probe: the copies that must go are gone before the breaker lets readers in again.
-                self.pending.retry()
-            else:
-                self.l2.ping()
+        self.l2.probe()
+        self.pending.retry()
 
     def _probe_l3(self) -> None:
         if not self.l3_breaker.allow_probe():

@@ -21,10 +21,17 @@ CACHE_HITS = Counter("mlserve_cache_hits_total", "Keys answered by a tier.", ["t
 CACHE_MISSES = Counter("mlserve_cache_misses_total", "Keys not answered by a tier.", ["tier", "namespace", "reason"])
 CACHE_LATENCY = Histogram(
     "mlserve_cache_tier_seconds",
-    "Time of one look-up of a tier, all its keys together.",
-    ["tier"],
+    "Time of one look-up of a tier, all its keys together; L1: every 16th.",
+    ["tier", "namespace"],
     buckets=LATENCY_BUCKETS_S,
 )
+CACHE_LATE = Counter(
+    "mlserve_cache_late_total", "Keys served after a miss, by another's load or from a spare copy.", ["namespace"]
+)
+CACHE_EVENTS = Counter("mlserve_cache_events_total", "What protects the source, at work.", ["event"])
+L3_IN_USE = Gauge("mlserve_l3_reads_in_use", "Reads of Postgres under way.", multiprocess_mode="livesum")
+L3_REFUSED = Counter("mlserve_l3_reads_refused_total", "Reads of Postgres that found no place under the cap.")
+L2_OVERSIZED = Counter("mlserve_l2_oversized_removed_total", "Values under our names too large to be ours, removed.")
 CACHE_WRITES_REFUSED = Counter("mlserve_cache_fill_refused_total", "Copies that were not stored.", ["tier", "reason"])
 CACHE_EVICTIONS = Counter("mlserve_cache_evictions_total", "Entries pushed out of L1 by newer ones.", ["tier"])
 L1_ENTRIES = Gauge("mlserve_l1_entries", "Entries in L1.", multiprocess_mode="livesum")
@@ -43,6 +50,14 @@ FEATURES_STALE = Counter(
 )
 FEATURES_DEFAULTED = Counter("mlserve_features_defaulted_total", "Feature groups served as defaults.", ["namespace"])
 
+BLOOM_ANSWERS = Counter(
+    "mlserve_bloom_answers_total", "Entities that the filter of existing ids was asked for.", ["kind", "answer"]
+)
+BLOOM_EVENTS = Counter("mlserve_bloom_events_total", "What happened to the filters of existing ids.", ["event"])
+BLOOM_USABLE = Gauge(
+    "mlserve_bloom_usable", "1 if a process believes its filters of existing ids.", multiprocess_mode="liveall"
+)
+
 SCORES = Counter("mlserve_scores_total", "Scores given.", ["decision", "degraded"])
 SCORE_LATENCY = Histogram("mlserve_score_seconds", "Time of a score without HTTP.", buckets=LATENCY_BUCKETS_S)
 JOURNAL_COMMIT = Histogram(
@@ -52,6 +67,19 @@ JOURNAL_BATCH = Histogram(
     "mlserve_journal_batch_decisions", "Decisions per group commit.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
 )
 JOURNAL_SPOOLED = Counter("mlserve_journal_spooled_total", "Decisions written to the spool, Postgres being away.")
+
+WRITE_BEHIND_APPENDED = Counter(
+    "mlserve_write_behind_batches_appended_total", "Batches that processes appended to the stream."
+)
+WRITE_BEHIND_FLUSHED = Counter(
+    "mlserve_write_behind_batches_flushed_total", "Batches that a worker took from the stream.", ["outcome"]
+)
+WRITE_BEHIND_DROPPED = Counter("mlserve_write_behind_dropped_total", "What was not counted, and why.", ["reason"])
+WRITE_BEHIND_LAG = Gauge(
+    "mlserve_write_behind_lag_seconds",
+    "Age of the oldest batch in the stream.",
+    multiprocess_mode="livemostrecent",
+)
 
 HTTP_REQUESTS = Counter("mlserve_http_requests_total", "Requests by route and status.", ["route", "method", "status"])
 HTTP_LATENCY = Histogram("mlserve_http_request_seconds", "Time of a request.", ["route"], buckets=LATENCY_BUCKETS_S)

@@ -1,7 +1,7 @@
 """The doctor on what every installation has: Python, PostgreSQL, two Valkeys, migrations, Celery."""
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 
 import redis
@@ -13,8 +13,9 @@ from django.db.models import Max
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
-from mlserve.platform import redis_facts
+from mlserve.platform import l2_nodes, redis_facts
 from mlserve.platform.diagnosis import Finding, Level, register
+from mlserve.settings.redis_url import Mode
 
 _OLDEST_POSTGRES = 14  # what Django 5.2 supports
 _WORKER_PING_S = 1.0
@@ -67,18 +68,49 @@ def diagnose_migrations() -> Iterable[Finding]:
 
 
 def diagnose_cache() -> Iterable[Finding]:
-    url = str(settings.CACHES["l2"]["LOCATION"])
-    facts, findings = _reach("cache", url, variable="REDIS_CACHE_URL")
-    yield from findings
-    if facts is None:
-        return
-    good = facts.maxmemory_policy.startswith("volatile-")
-    yield Finding(
-        subject="cache policy",
-        level=Level.OK if good else Level.WARN,
-        detail=f"maxmemory {facts.maxmemory_bytes / 2**20:.0f} MiB, {facts.maxmemory_policy}",
-        fix="" if good else "set maxmemory-policy volatile-lfu on the cache's server",
+    nodes = l2_nodes.survey(settings.CACHES["l2"])
+    mode = l2_nodes.mode_of(settings.CACHES["l2"])
+    primaries = [node for node in nodes if node.role is l2_nodes.Role.PRIMARY]
+    lost = [node for node in primaries if node.facts is None]
+    if mode is not Mode.STANDALONE:
+        yield from map(_cache_node, nodes)
+    if not primaries or lost:
+        where = "; ".join(f"{node.address} {node.problem}" for node in lost) or "nobody names a primary"
+        yield Finding(
+            subject="cache",
+            level=Level.FAIL,
+            detail=where,
+            fix=_START_SERVERS.format(variable="REDIS_CACHE_URL")
+            if mode is Mode.STANDALONE
+            else "mend the servers named above; or correct REDIS_CACHE_URL",
+        )
+    else:
+        versions = sorted({f"{node.facts.product} {node.facts.version}" for node in primaries if node.facts})
+        where = ", ".join(node.address for node in primaries)
+        suffix = "" if mode is Mode.STANDALONE else f" ({mode}, {len(primaries)} primary servers)"
+        yield Finding(subject="cache", level=Level.OK, detail=f"{', '.join(versions)} at {where}{suffix}")
+    yield from _cache_policy([node.facts for node in primaries if node.facts is not None])
+
+
+def _cache_node(node: l2_nodes.L2Node) -> Finding:
+    fine = node.facts is not None
+    return Finding(
+        subject=f"cache {node.role} {node.address}",
+        level=Level.OK if fine else Level.WARN,
+        detail=f"{node.facts.product} {node.facts.version}" if node.facts else node.problem,
+        fix="" if fine else "start it again; or take it out of the cluster or of REDIS_CACHE_URL",
     )
+
+
+def _cache_policy(found: Sequence[redis_facts.RedisFacts]) -> Iterable[Finding]:
+    for limit_bytes, policy in sorted({(facts.maxmemory_bytes, facts.maxmemory_policy) for facts in found}):
+        good = policy.startswith("volatile-")
+        yield Finding(
+            subject="cache policy",
+            level=Level.OK if good else Level.WARN,
+            detail=f"maxmemory {limit_bytes / 2**20:.0f} MiB, {policy}",
+            fix="" if good else "set maxmemory-policy volatile-lfu on the cache's server",
+        )
 
 
 def diagnose_broker() -> Iterable[Finding]:
@@ -93,7 +125,9 @@ def diagnose_broker() -> Iterable[Finding]:
         detail=facts.maxmemory_policy,
         fix="set maxmemory-policy noeviction on the broker's server: it can evict tasks" if facts.evicts else "",
     )
-    one = redis_facts.same_server(url, str(settings.CACHES["l2"]["LOCATION"]))
+    alias = settings.CACHES["l2"]
+    cache = {*l2_nodes.configured(alias), *(node.address for node in l2_nodes.survey(alias))}
+    one = any(redis_facts.same_address(redis_facts.address(url), address) for address in cache)
     yield Finding(
         subject="cache and broker",
         level=Level.FAIL if one else Level.OK,

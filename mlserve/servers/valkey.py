@@ -22,7 +22,13 @@ from mlserve.servers.process import (
 )
 from mlserve.servers.record import Record, new_password
 
-CACHE_SETTINGS = {"maxmemory": "256mb", "maxmemory-policy": "volatile-lfu", "appendonly": "no"}
+CACHE_SETTINGS = {
+    "maxmemory": "256mb",
+    "maxmemory-policy": "volatile-lfu",
+    "appendonly": "no",
+    # Records of a feature group are longer than the default of 64 bytes; in a compact hash they take half the memory.
+    "hash-max-listpack-value": "2048",
+}
 BROKER_SETTINGS = {"maxmemory-policy": "noeviction", "appendonly": "yes"}
 _EXECUTABLE = "valkey-server"
 _START_LIMIT_S = 60.0  # reading a large append-only file

@@ -8,7 +8,7 @@ from csp.constants import NONE, SELF
 from kombu import Queue
 
 from mlserve.patience import BoundedConnection
-from mlserve.settings import env
+from mlserve.settings import env, redis_url
 
 BASE_DIR = env.BASE_DIR
 VAR_DIR = env.VAR_DIR
@@ -92,6 +92,9 @@ DATABASES: dict[str, Any] = {
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 CACHE_BUDGET_MS = env.CACHE_BUDGET_MS
+CACHE_PARTITIONS = env.CACHE_PARTITIONS
+CACHE_MAX_NEGATIVES = env.CACHE_MAX_NEGATIVES
+L3_MAX_READS = env.L3_MAX_READS
 REDIS_BROKER_URL = env.REDIS_BROKER_URL or f"redis://{_NO_SERVER}/0"
 CACHES: dict[str, Any] = {
     "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
@@ -99,16 +102,7 @@ CACHES: dict[str, Any] = {
         "BACKEND": "mlserve.cache.tiers.l1_locmem.BoundedLocMemCache",
         "OPTIONS": {"MAX_ENTRIES": env.L1_MAX_ENTRIES, "MAX_BYTES": env.L1_MAX_BYTES},
     },
-    "l2": {
-        "BACKEND": "django_redis.cache.RedisCache",
-        "LOCATION": env.REDIS_CACHE_URL or f"redis://{_NO_SERVER}/0",
-        "OPTIONS": {
-            "SERIALIZER": "mlserve.cache.tiers.serializer.MsgspecSerializer",
-            "SOCKET_TIMEOUT": env.CACHE_BUDGET_MS / 1000,
-            "SOCKET_CONNECT_TIMEOUT": env.CACHE_BUDGET_MS / 1000,
-            "CONNECTION_POOL_KWARGS": {"max_connections": 64},
-        },
-    },
+    "l2": redis_url.l2_alias(env.REDIS_CACHE_URL or f"redis://{_NO_SERVER}/0", timeout_s=env.CACHE_BUDGET_MS / 1000),
 }
 
 API_KEY = env.API_KEY
@@ -133,7 +127,11 @@ CELERY_DB_REUSE_MAX = 1000  # tasks per connection; otherwise each task makes a 
 # A worker that is given no queue serves both.
 CELERY_TASK_DEFAULT_QUEUE = "refresh"
 CELERY_TASK_QUEUES = (Queue("refresh"), Queue("build"))
-CELERY_TASK_ROUTES = {"features.*": {"queue": "build"}, "warmup.*": {"queue": "refresh"}}
+CELERY_TASK_ROUTES = {
+    "features.flush_write_behind": {"queue": "refresh"},
+    "features.*": {"queue": "build"},
+    "warmup.*": {"queue": "refresh"},
+}
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_MAX_LOOP_INTERVAL = 5.0
 
@@ -146,7 +144,9 @@ def _every(seconds: int, task: str) -> dict[str, Any]:
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "refresh-hot-keys": _every(10, "warmup.refresh_hot_keys"),
     "record-cache-figures": _every(10, "warmup.record_cache_figures"),
+    "flush-write-behind": _every(5, "features.flush_write_behind"),
     "warm-most-active": _every(300, "warmup.warm_most_active"),
+    "build-bloom-filters": _every(300, "features.build_bloom_filters"),
     "rebuild-merchant-risk": _every(1800, "features.rebuild_merchant_risk"),
     "rebuild-profiles": {
         "task": "features.rebuild_profiles",

@@ -9,11 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
-from environs import Env, EnvValidationError, validate
+from environs import Env, EnvValidationError, ValidationError, validate
+
+from mlserve.settings import redis_url
 
 BASE_DIR = Path(__file__).resolve().parent.parent.parent
 
 _env = Env(eager=False)
+
+
+def _redis_url(url: str) -> None:
+    if url:
+        try:
+            redis_url.parse(url)
+        except redis_url.RedisUrlError as error:
+            raise ValidationError(str(error)) from None  # the cause would show the URL and its password
+
 
 SECRET_KEY: str = _env.str("MLSERVE_SECRET_KEY", "")
 """Signs sessions; at least 50 characters in production."""
@@ -24,8 +35,8 @@ HTTPS: bool = _env.bool("MLSERVE_HTTPS", True)
 
 DATABASE_URL: str = _env.str("DATABASE_URL", "")
 """PostgreSQL, the source of truth. May not lose data."""
-REDIS_CACHE_URL: str = _env.str("REDIS_CACHE_URL", "")
-"""L2. May lose data at any moment; evicts."""
+REDIS_CACHE_URL: str = _env.str("REDIS_CACHE_URL", "", validate=_redis_url)
+"""L2: one server, Sentinels or a cluster (`redis_url.py`). May lose data at any moment; evicts."""
 REDIS_BROKER_URL: str = _env.str("REDIS_BROKER_URL", "")
 """Celery's broker and the operators' series. Must never evict."""
 
@@ -45,6 +56,11 @@ DB_POOL_MAX_SIZE: int = _env.int("MLSERVE_DB_POOL_MAX_SIZE", 16, validate=valida
 for Celery workers, which close a pool after every task."""
 CACHE_BUDGET_MS: int = _env.int("MLSERVE_CACHE_BUDGET_MS", 50, validate=validate.Range(min=1, max=10_000))
 """The longest that one request waits for L2, whatever happens to it."""
+_partitions: int | None = _env.int("MLSERVE_CACHE_PARTITIONS", None, validate=validate.Range(min=1, max=1024))
+CACHE_MAX_NEGATIVES: int = _env.int("MLSERVE_CACHE_MAX_NEGATIVES", 10_000, validate=validate.Range(min=0))
+"""How many "the source knows nothing" one process may keep in the cache at a time."""
+L3_MAX_READS: int = _env.int("MLSERVE_L3_MAX_READS", 8, validate=validate.Range(min=1, max=1000))
+"""Reads of Postgres for cache misses that one process may have under way, whatever the hit rate."""
 L1_MAX_ENTRIES: int = _env.int("MLSERVE_L1_MAX_ENTRIES", 100_000, validate=validate.Range(min=1))
 L1_MAX_BYTES: int = _env.int("MLSERVE_L1_MAX_BYTES", 256 * 1024 * 1024, validate=validate.Range(min=1024))
 
@@ -57,6 +73,10 @@ except EnvValidationError as error:
     _by_name = error.error_messages if isinstance(error.error_messages, Mapping) else {"": error.error_messages}
     _mistakes = "; ".join(f"{name}: {' '.join(messages)}" for name, messages in _by_name.items())
     raise ImproperlyConfigured(f"the environment is wrong: {_mistakes}") from error
+
+CACHE_PARTITIONS: int = _partitions or redis_url.partitions(REDIS_CACHE_URL)
+"""Into how many parts L2's keys fall, each on one node of a cluster; 16 there and 1 elsewhere if nobody says. Another
+number puts every key elsewhere: L2 is cold, and all processes must have the same."""
 
 METRICS_DIR.mkdir(parents=True, exist_ok=True)  # prometheus-client does not make it
 

@@ -1,15 +1,15 @@
 """The few doubles of the engine's ports, all of them here: a tier in memory, statistics that are kept, a source."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
-from mlserve.cache.cascade import SourceUnavailable
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
+from mlserve.cache.loading import SourceUnavailable
 from mlserve.cache.outcome import MissReason, Tier
 from mlserve.cache.policy import Policy
-from mlserve.cache.stats import NullStats
-from mlserve.cache.tiers.base import CacheTier, Found
+from mlserve.cache.stats import EVENTS, NullStats
+from mlserve.cache.tiers.base import Entity, Found, LeaseAnswer, LeaseToken, LocalTier, SharedTier
 from tests.fixtures.clock import ManualClock
 
 NOW = 1_700_000_000.0
@@ -31,16 +31,20 @@ def negative(version: int = 0, *, copy_age_s: float = 0.0, now: float = NOW) -> 
     return Entry(version, now - copy_age_s, now - copy_age_s, None)
 
 
-class MemoryTier(CacheTier):
+class MemoryTier(LocalTier, SharedTier):
     """A dictionary. `outage` makes it fail as a tier may: a reason for every key, and nothing taken."""
 
     def __init__(self, tier: Tier) -> None:
         self.tier = tier
         self.held: dict[Key, Entry] = {}
+        self.leases: dict[Entity, LeaseToken] = {}
         self.outage: MissReason | None = None
         self.calls: list[str] = []
 
-    def get_many(self, keys: Sequence[Key], policies: Mapping[str, Policy]) -> Found:
+    def get(self, key: Key, /) -> Entry | None:
+        return None if self.outage else self.held.get(key)
+
+    def get_many(self, keys: Sequence[Key], policies: Mapping[str, Policy], *, timeout_s: float | None = None) -> Found:
         self.calls.append("get")
         return self._found(keys)
 
@@ -64,7 +68,45 @@ class MemoryTier(CacheTier):
             return False
         for key in keys:
             self.held.pop(key, None)
+            self.leases.pop(key.entity, None)
         return True
+
+    def lease_many(
+        self,
+        keys: Sequence[Key],
+        seen: Mapping[Key, Entry | MissReason],
+        policies: Mapping[str, Policy],
+        *,
+        timeout_s: float | None = None,
+    ) -> LeaseAnswer:
+        self.calls.append("lease")
+        answer = LeaseAnswer({}, set(), {}, set())
+        for key in keys:
+            entity = key.entity
+            if self.outage:
+                answer.unavailable.add(entity)
+            elif (held := self.held.get(key)) is not None and held != seen.get(key) and seen.get(key) != "decode":
+                answer.changed[key] = held
+            elif entity not in answer.granted:
+                if entity in self.leases:
+                    answer.elsewhere.add(entity)
+                else:
+                    token = LeaseToken(b"", b"", str(len(self.calls)).encode())
+                    self.leases[entity] = answer.granted[entity] = token
+        return answer
+
+    def fill_many(
+        self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], leases: Mapping[Entity, LeaseToken]
+    ) -> bool:
+        mine = {key: entry for key, entry in entries.items() if self.leases.get(key.entity) is leases.get(key.entity)}
+        arrived = self.put_many(mine, policies)
+        self.release(leases)
+        return arrived
+
+    def release(self, leases: Mapping[Entity, LeaseToken]) -> None:
+        for entity, lease in leases.items():
+            if self.leases.get(entity) is lease:
+                del self.leases[entity]
 
     def _found(self, keys: Sequence[Key]) -> Found:
         if self.outage:
@@ -76,25 +118,26 @@ class KeptStats(NullStats):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
-        self.hits: Counter[tuple[Tier, str]] = Counter()
+        self.ages: defaultdict[Tier | str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.misses: Counter[tuple[Tier, str, MissReason]] = Counter()
         self.asked: Counter[Tier] = Counter()
-        self.loads: Counter[str] = Counter()
         self.source_errors: Counter[str] = Counter()
         self.refused: Counter[tuple[Tier, str]] = Counter()
-        self.ages: list[tuple[str, float | None, bool]] = []
+        self.staleness: Counter[str] = Counter()
+        self.defaults: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
 
-    def hit(self, tier: Tier, namespace: str) -> None:
-        self.hits[tier, namespace] += 1
+    def hits(self, tier: Tier) -> Mapping[str, list[float]]:
+        return self.ages[tier]
+
+    def late(self) -> Mapping[str, list[float]]:
+        return self.ages["late"]
 
     def miss(self, tier: Tier, namespace: str, reason: MissReason) -> None:
         self.misses[tier, namespace, reason] += 1
 
-    def latency(self, tier: Tier, seconds: float) -> None:
+    def latency(self, tier: Tier, namespaces: Iterable[str], seconds: float) -> None:
         self.asked[tier] += 1
-
-    def load(self, namespace: str, count: int) -> None:
-        self.loads[namespace] += count
 
     def source_error(self, reason: str) -> None:
         self.source_errors[reason] += 1
@@ -102,16 +145,23 @@ class KeptStats(NullStats):
     def fill_refused(self, tier: Tier, reason: str, count: int) -> None:
         self.refused[tier, reason] += count
 
-    def served(self, namespace: str, age_s: float | None, *, stale: bool) -> None:
-        self.ages.append((namespace, age_s, stale))
+    def stale(self, namespace: str) -> None:
+        self.staleness[namespace] += 1
 
-    def of_tier(self, tier: Tier) -> tuple[int, dict[MissReason, int]]:
+    def defaulted(self, namespace: str) -> None:
+        self.defaults[namespace] += 1
+
+    def event(self, what: str, count: int = 1) -> None:
+        assert what in EVENTS
+        self.events[what] += count
+
+    def counts_of(self, tier: Tier) -> tuple[int, dict[MissReason, int]]:
         """Hits, and misses by reason."""
         reasons: Counter[MissReason] = Counter()
         for (where, _, reason), count in self.misses.items():
             if where is tier:
                 reasons[reason] += count
-        return sum(count for (where, _), count in self.hits.items() if where is tier), dict(reasons)
+        return sum(len(ages) for ages in self.ages[tier].values()), dict(reasons)
 
 
 class MemorySource:

@@ -9,13 +9,21 @@ from mlserve.cache.filler import Filler
 from mlserve.cache.keys import Key
 from mlserve.cache.outcome import Tier
 from mlserve.cache.policy import Policy
+from mlserve.cache.tiers.base import Entity, LeaseToken
 from tests.cache.doubles import KeptStats, MemoryTier, entry, policy
 
-POLICIES = {"group": policy()}
+POLICIES = {"group": policy(), "other": policy("other")}
+Leases = Mapping[Entity, LeaseToken]
 
 
-def _key(number: int) -> Key:
-    return Key("customer", str(number), "group")
+def _key(number: int, group: str = "group") -> Key:
+    return Key("customer", str(number), group)
+
+
+def _leased(tier: MemoryTier, *keys: Key) -> Leases:
+    granted = tier.lease_many(keys, {}, POLICIES).granted
+    assert set(granted) == {key.entity for key in keys}
+    return granted
 
 
 class SlowTier(MemoryTier):
@@ -36,10 +44,10 @@ def test_a_flush_returns_when_everything_before_it_was_tried() -> None:
     """Many small fills make few trips."""
     tier, stats = SlowTier(), KeptStats()
     filler = Filler(tier, stats)
-    filler.fill({_key(0): entry()}, POLICIES)
+    filler.put({_key(0): entry()}, POLICIES)
     tier.entered.wait(10)
     for number in range(1, 101):
-        filler.fill({_key(number): entry()}, POLICIES)
+        filler.put({_key(number): entry()}, POLICIES)
     tier.gate.set()
     filler.flush()
     assert len(tier.held) == 101
@@ -52,10 +60,10 @@ def test_fills_that_find_the_queue_full_are_dropped_and_counted(monkeypatch: pyt
     monkeypatch.setattr(filler_module, "QUEUE_LENGTH", 2)
     tier, stats = SlowTier(), KeptStats()
     filler = Filler(tier, stats)
-    filler.fill({_key(0): entry()}, POLICIES)
+    filler.put({_key(0): entry()}, POLICIES)
     tier.entered.wait(10)
     for number in range(1, 4):
-        filler.fill({_key(number): entry(), _key(-number): entry()}, POLICIES)
+        filler.put({_key(number): entry(), _key(-number): entry()}, POLICIES)
     assert stats.refused == {(Tier.L2, "queue_full"): 2}
     tier.gate.set()
     filler.flush()
@@ -66,10 +74,10 @@ def test_the_newest_of_several_waiting_copies_goes_out() -> None:
     """Whatever order they were queued in."""
     tier = SlowTier()
     filler = Filler(tier, KeptStats())
-    filler.fill({_key(0): entry()}, POLICIES)
+    filler.put({_key(0): entry()}, POLICIES)
     tier.entered.wait(10)
-    filler.fill({_key(1): entry(9)}, POLICIES)
-    filler.fill({_key(1): entry(8)}, POLICIES)
+    filler.put({_key(1): entry(9)}, POLICIES)
+    filler.put({_key(1): entry(8)}, POLICIES)
     tier.gate.set()
     filler.flush()
     assert tier.held[_key(1)] == entry(9)
@@ -86,9 +94,9 @@ def test_a_fill_that_cannot_be_written_does_not_end_the_filling() -> None:
 
     tier, stats = Choosy(Tier.L2), KeptStats()
     filler = Filler(tier, stats)
-    filler.fill({_key(13): entry()}, POLICIES)
+    filler.put({_key(13): entry()}, POLICIES)
     filler.flush()
-    filler.fill({_key(14): entry()}, POLICIES)
+    filler.put({_key(14): entry()}, POLICIES)
     filler.flush()
     assert list(tier.held) == [_key(14)]
     assert stats.refused == {(Tier.L2, "error"): 1}
@@ -96,3 +104,49 @@ def test_a_fill_that_cannot_be_written_does_not_end_the_filling() -> None:
 
 def test_a_flush_before_the_first_fill_returns() -> None:
     Filler(MemoryTier(Tier.L2), KeptStats()).flush()
+
+
+def test_a_fill_ends_its_leases() -> None:
+    """Those of entities that the source knew nothing to keep of as well, and when it could not be read at all."""
+    tier = MemoryTier(Tier.L2)
+    filler = Filler(tier, KeptStats())
+    filler.fill({_key(1): entry()}, POLICIES, _leased(tier, _key(1), _key(2)))
+    filler.fill({}, POLICIES, _leased(tier, _key(3)))
+    filler.flush()
+    assert tier.held == {_key(1): entry()}
+    assert tier.leases == {}
+
+
+def test_leased_and_free_fills_that_wait_together_both_arrive() -> None:
+    """One whose lease is gone is refused, alone."""
+    tier = SlowTier()
+    filler = Filler(tier, KeptStats())
+    filler.put({_key(0): entry()}, POLICIES)
+    tier.entered.wait(10)
+    lost = _leased(tier, _key(1))
+    filler.fill({_key(1): entry()}, POLICIES, lost)
+    filler.fill({_key(2): entry()}, POLICIES, _leased(tier, _key(2)))
+    filler.put({_key(3): entry()}, POLICIES)
+    tier.drop_many([_key(1)])
+    tier.gate.set()
+    filler.flush()
+    assert set(tier.held) == {_key(0), _key(2), _key(3)}
+
+
+def test_a_fill_whose_lease_was_lost_does_not_arrive_under_a_later_one() -> None:
+    """An invalidation came between two reads of an entity by this process, and both wait to be written.
+
+    The first read what the invalidation was about: also the group that only it has read.
+    """
+    tier, stats = SlowTier(), KeptStats()
+    filler = Filler(tier, stats)
+    filler.put({_key(0): entry()}, POLICIES)
+    tier.entered.wait(10)
+    old, unread = _key(1), _key(1, "other")
+    filler.fill({old: entry(1), unread: entry(1)}, POLICIES, _leased(tier, old, unread))
+    tier.drop_many([old, unread])
+    filler.fill({old: entry(2)}, POLICIES, _leased(tier, old))
+    tier.gate.set()
+    filler.flush()
+    assert tier.held == {_key(0): entry(), old: entry(2)}
+    assert stats.refused == {(Tier.L2, "lease"): 2}

@@ -11,7 +11,7 @@ import pytest
 import redis
 from django.core.cache import caches
 
-from mlserve.cache.keys import Key, redis_name
+from mlserve.cache.keys import Key, names_of
 from mlserve.cache.outcome import MissReason
 from mlserve.cache.tiers.l1_locmem import MutableValueError
 from mlserve.cache.wiring import engine, l2_client, reset
@@ -59,7 +59,7 @@ def test_the_watch_sees_an_unpickling(unpickled: list[str]) -> None:
 def test_a_pickle_in_redis_is_no_code(redis_client: redis.Redis, unpickled: list[str]) -> None:
     """The engine misses it; Django's alias raises an error of the decoder."""
     key, bomb = Key("customer", "c1", "group"), pickle.dumps(Bomb())
-    redis_client.hset(redis_name("customer", "c1"), "group", bomb)
+    redis_client.hset(names_of("customer", "c1", 1).record, "group", bomb)
     assert engine().l2.get_many([key], {"group": policy()}) == {key: MissReason.DECODE}
     redis_client.set(caches["l2"].make_key("bomb"), bomb)
     with pytest.raises(msgspec.DecodeError):
@@ -75,7 +75,9 @@ def test_nothing_is_stored_as_a_pickle(redis_client: redis.Redis, unpickled: lis
     value: dict[str, Any] = {"text": "ü", "numbers": [1, 2.5, None, True]}
     caches["l2"].set("plain", value, 60)
     assert caches["l2"].get("plain") == value
-    stored = [redis_client.get(caches["l2"].make_key("plain")), *redis_client.hvals(redis_name("customer", "c1"))]
+    records = redis_client.hvals(names_of("customer", "c1", 1).record)
+    assert len(records) == 1
+    stored = [redis_client.get(caches["l2"].make_key("plain")), *records]
     assert not any(b"\x80\x04\x95" in record or b"\x80\x05\x95" in record for record in stored if record)
     caches["l1"].set("plain", ("text", 1.5), 60)
     assert caches["l1"].get("plain") == ("text", 1.5)

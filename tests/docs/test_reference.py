@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from celery import current_app
 from django.conf import settings
 from django.core.management import get_commands, load_command_class
 from django.core.management.base import BaseCommand
@@ -125,7 +126,7 @@ def test_no_command_is_documented_that_is_not_there() -> None:
         if line.startswith("| `")
     ]
     assert set(rows) == {
-        (name, of["task"], "build" if of["task"].startswith("features.") else "refresh")
+        (name, of["task"], current_app.amqp.router.route({}, of["task"])["queue"].name)
         for name, of in settings.CELERY_BEAT_SCHEDULE.items()
     }
 
@@ -144,7 +145,7 @@ def test_every_feature_and_policy_field_is_documented_and_no_other() -> None:
     assert first_column(groups) == set(GROUPS)
     for group in GROUPS.values():
         row = next(line for line in groups.splitlines() if line.startswith(f"| `{group.name}`"))
-        assert f"| {group.entity} | {group.cadence} |" in row
+        assert f"| {group.entity} | {group.cadence} | {group.write} |" in row
         names = [value.name for value in (*group.values, *group.repeated)]
         shown = [names[0], names[-1]] if group.name.endswith("_embedding") else names  # e0 to e15
         assert [name for name in shown if f"`{name}`" not in row] == []

@@ -5,7 +5,8 @@ import redis
 
 from features.vectors import invalidate_entity
 from mlserve.cache.breaker import State
-from mlserve.cache.keys import redis_name
+from mlserve.cache.codec import IDENTITY_BYTES
+from mlserve.cache.keys import names_of
 from mlserve.cache.outcome import MissReason, Tier
 from mlserve.cache.wiring import engine, l2_client
 from tests.fixtures.population import Answer, World
@@ -26,11 +27,10 @@ def warm(world: World) -> World:
 def _l2_misses() -> dict[MissReason, int]:
     """Feature look-ups that L2 did not answer, by reason."""
     found: dict[MissReason, int] = {}
-    for counts in engine().recorder._of_threads:
-        for what, count in list(counts.items()):
-            match what:
-                case ("miss", Tier.L2, _, MissReason() as reason):
-                    found[reason] = found.get(reason, 0) + int(count)
+    for what, count in engine().recorder.totals().items():
+        match what:
+            case ("miss", Tier.L2, _, MissReason() as reason):
+                found[reason] = found.get(reason, 0) + int(count)
     return found
 
 
@@ -112,7 +112,7 @@ def test_a_copy_that_could_not_be_replaced_is_gone_before_it_is_read(
     customer = warm.newcomer()
     assert warm.score(customer_id=customer).status == 200
     warm.settle()
-    name = redis_name("customer", customer)
+    name = names_of("customer", customer, 1).record
     old_copy = redis_client.hget(name, "customer_activity")
     assert old_copy is not None
     valkey_cache.freeze()
@@ -133,8 +133,8 @@ def test_a_copy_that_could_not_be_replaced_is_gone_before_it_is_read(
 def test_an_invalidation_during_an_outage_is_delivered_after_it(
     warm: World, valkey_cache: ServerHandle, redis_client: redis.Redis, outage: str
 ) -> None:
-    """It is said to be pending; once Valkey is back, no copy of it is there."""
-    name = redis_name("customer", warm.customer)
+    """It is said to be pending; once Valkey is back, nothing but tombstones is there."""
+    name = names_of("customer", warm.customer, 1).record
     assert redis_client.hlen(name) == 3
     getattr(valkey_cache, outage)()
     for _ in range(3):
@@ -144,7 +144,7 @@ def test_an_invalidation_during_an_outage_is_delivered_after_it(
     engine().start()
     until(lambda: len(engine().pending) == 0)
     assert engine().l2_breaker.state is State.CLOSED
-    assert redis_client.hlen(name) == 0
+    assert all(len(record) == IDENTITY_BYTES for record in redis_client.hvals(name))
     assert invalidate_entity(entity="merchant", entity_id=warm.merchant)["delivered"]
 
 

@@ -13,7 +13,7 @@ from django.db import connection, transaction
 
 from features.activity import load_rows, update_activity
 from features.compute import VectorPlan, transaction_tag
-from features.definitions import ALL_FEATURES, BASELINE_FEATURES, GROUPS
+from features.definitions import ALL_FEATURES, BASELINE_FEATURES, BUILT_GROUPS, GROUPS
 from features.models import Transaction
 from features.point_in_time import TrainingSet, training_vectors
 from features.refresh import build
@@ -91,7 +91,7 @@ def test_a_built_past_serves_the_next_transactions_as_training_saw_them() -> Non
     for place in (150, 222, 290):
         row = payments[place]
         assert row.occurred_at > payments[place - 1].occurred_at
-        build(GROUPS, as_of=row.occurred_at - _TICK, now=row.occurred_at)
+        build(BUILT_GROUPS, as_of=row.occurred_at - _TICK, now=row.occurred_at)
         build(["merchant_risk"], as_of=row.occurred_at, now=row.occurred_at)
         assert _serve(plan, row, is_recorded=False) == pytest.approx(trained[row.id], abs=1e-6)
 

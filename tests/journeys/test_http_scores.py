@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from django.db import connections
 
+from features.definitions import GROUPS, GROUPS_OF_ENTITY
 from mlserve.observability.metrics import SCORES
 from predictions.messages import ScoreResponse
 from tests.fixtures.population import World
@@ -121,7 +122,7 @@ def test_a_peek_changes_nothing_and_an_invalidation_clears(world: World) -> None
     world.settle()
     assert tiers() == {"l1", "l2", "l3"}
     dropped = world.client.delete(f"/v1/features/merchant/{world.merchant}").json()
-    assert dropped["delivered"] is True and len(dropped["groups"]) == 3
+    assert dropped["delivered"] is True and len(dropped["groups"]) == len(GROUPS_OF_ENTITY["merchant"])
     assert tiers() == {"l3"}
 
 
@@ -130,6 +131,9 @@ def test_models_policies_and_readiness(world: World) -> None:
     score = world.score().body
     (active,) = [model for model in world.client.get("/v1/models").json()["models"] if model["active"]]
     assert {"name": active["name"], "version": active["version"]} == score["model"]
-    assert world.client.get("/v1/policies").json()["policy_version"] == score["policy_version"]
+    policies = world.client.get("/v1/policies").json()
+    assert policies["policy_version"] == score["policy_version"]
+    written = {policy["name"]: policy["write"] for policy in policies["policies"]}
+    assert written == {name: group.write for name, group in GROUPS.items()} | {"prediction": None}
     ready = world.client.get("/healthz/ready")
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")

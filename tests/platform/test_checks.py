@@ -10,7 +10,10 @@ from django.conf import settings
 from django.core.checks import run_checks
 from django.test import override_settings
 
+from mlserve.settings.redis_url import l2_alias
+from tests.cache.wire_contract import l2_at
 from tests.fixtures.servers import ServerHandle
+from tests.fixtures.topologies import PASSWORD, ClusterTopology, SentinelTopology
 
 CACHE = "redis://:secret@cache.example.com:6379/0"
 
@@ -23,7 +26,7 @@ def _ids(*, live: bool = False) -> set[str | None]:
 @contextmanager
 def _urls(*, cache: str, broker: str) -> Iterator[None]:
     caches = deepcopy(settings.CACHES)
-    caches["l2"]["LOCATION"] = cache
+    caches["l2"] = l2_alias(cache, timeout_s=0.05)
     with override_settings(CACHES=caches, REDIS_BROKER_URL=broker):
         yield
 
@@ -35,6 +38,9 @@ def _urls(*, cache: str, broker: str) -> Iterator[None]:
         (CACHE, "redis://cache.example.com/5", True),
         ("redis://localhost:6380/0", "redis://127.0.0.1:6380/1", True),
         ("unix:///run/valkey.sock?db=0", "unix:///run/valkey.sock?db=1", True),
+        ("redis+sentinel://a.example.com,b.example.com:6380/s", "redis://b.example.com:6380/0", True),
+        ("redis+cluster://:secret@a.example.com:6379,cache.example.com:6380", "redis://cache.example.com:6380/0", True),
+        ("redis+cluster://a.example.com,b.example.com", "redis://c.example.com/0", False),
         (CACHE, "redis://broker.example.com:6379/0", False),
         (CACHE, "redis://cache.example.com:6380/0", False),
         ("redis://127.0.0.1:1/0", "redis://127.0.0.1:1/0", False),
@@ -100,3 +106,45 @@ def test_another_cache_backend_is_refused(alias: str) -> None:
     caches[alias]["BACKEND"] = "django.core.cache.backends.locmem.LocMemCache"
     with override_settings(CACHES=caches):
         assert "mlserve.E004" in _ids()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("topology", ["sentinel_topology", "cluster_topology"])
+def test_a_broker_that_is_one_of_the_nodes_is_found_by_asking(request: pytest.FixtureRequest, topology: str) -> None:
+    """E001: the settings name Sentinels or seeds; the servers say who stands behind them, replicas as well."""
+    behind: SentinelTopology | ClusterTopology = request.getfixturevalue(topology)
+    servers = behind.servers if isinstance(behind, SentinelTopology) else behind.nodes
+    broker = f"redis://:{PASSWORD}@{servers[-1].address}/0"
+    with l2_at(behind.url), override_settings(REDIS_BROKER_URL=broker, CACHE_PARTITIONS=1):
+        assert "mlserve.E001" not in _ids()
+        assert "mlserve.E001" in _ids(live=True)
+
+
+@pytest.mark.django_db
+def test_every_node_must_evict(cluster_topology: ClusterTopology) -> None:
+    """W003 names the one server whose policy is another."""
+    node = cluster_topology.nodes[-1]
+    node.client.config_set("maxmemory-policy", "noeviction")
+    try:
+        with l2_at(cluster_topology.url), override_settings(CACHE_PARTITIONS=16):
+            messages = run_checks(databases=["default"])
+    finally:
+        node.client.config_set("maxmemory-policy", "volatile-lfu")
+    (found,) = [message for message in messages if message.id == "mlserve.W003"]
+    assert node.address in found.msg
+
+
+@pytest.mark.parametrize(
+    ("url", "partitions", "warned"),
+    [
+        (CACHE, 1, False),
+        (CACHE, 16, True),
+        ("redis+sentinel://a.example.com/s", 16, True),
+        ("redis+cluster://a.example.com", 16, False),
+        ("redis+cluster://a.example.com", 1, True),
+    ],
+)
+def test_partitions_are_for_clusters(url: str, partitions: int, warned: bool) -> None:
+    """W005: they spread keys over nodes, and do nothing else."""
+    with _urls(cache=url, broker="redis://broker.example.com/0"), override_settings(CACHE_PARTITIONS=partitions):
+        assert ("mlserve.W005" in _ids()) is warned

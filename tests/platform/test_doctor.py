@@ -1,16 +1,22 @@
 """`manage.py doctor` on healthy and on broken servers."""
 
 import json
+import time
 from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 
 import pytest
+import redis
 from django.core.management import call_command
+from django.test import override_settings
 
-from mlserve.platform import diagnosis
+from mlserve.platform import diagnosis, l2_nodes
 from mlserve.platform.diagnosis import Finding, Level
+from mlserve.settings.redis_url import l2_alias
+from tests.cache.wire_contract import l2_at
 from tests.fixtures.servers import ServerHandle
+from tests.fixtures.topologies import ClusterTopology, SentinelTopology
 
 
 def _doctor() -> tuple[int, dict[str, dict[str, Any]]]:
@@ -124,3 +130,66 @@ def test_people_read_one_line_per_finding_and_its_fix() -> None:
     lines = out.getvalue().splitlines()
     assert lines[0].split() == ["ok", "Python", lines[0].split()[-1]]
     assert any(line.strip().startswith("fix: celery -A mlserve.celery worker") for line in lines)
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("only_engines")
+def test_the_servers_behind_sentinels_are_listed(sentinel_topology: SentinelTopology) -> None:
+    """Each with its role and version; a Sentinel that is away is a warning, a primary that is away a failure."""
+    sentinel_topology.set_patience(30_000)
+    with l2_at(sentinel_topology.url):
+        _, findings = _doctor()
+        primary = sentinel_topology.primary
+        assert findings["cache"]["level"] == "ok"
+        assert primary.address in findings["cache"]["detail"]
+        roles = [subject.split()[1] for subject in findings if subject.startswith("cache ") and ":" in subject]
+        assert sorted(roles) == ["primary", "replica", *["sentinel"] * 3]
+        assert findings[f"cache primary {primary.address}"]["detail"].startswith("Valkey 9.")
+        away = sentinel_topology.sentinels[1]
+        away.kill()
+        _, findings = _doctor()
+        assert findings[f"cache sentinel {away.address}"]["level"] == "warn"
+        assert findings["cache"]["level"] == "ok"
+        primary.kill()
+        code, findings = _doctor()
+        assert code == 1
+        assert findings["cache"]["level"] == "fail"
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("only_engines")
+def test_the_nodes_of_a_cluster_are_listed(cluster_topology: ClusterTopology) -> None:
+    """Also those that are no seeds; a replica that is away is a warning, a primary that is away a failure."""
+    cluster_topology.set_patience(30_000)
+    with l2_at(cluster_topology.url), override_settings(CACHE_PARTITIONS=16):
+        _, findings = _doctor()
+        roles = [subject.split()[1] for subject in findings if subject.startswith("cache ") and ":" in subject]
+        assert sorted(roles) == ["primary"] * 3 + ["replica"] * 3
+        assert findings["cache"]["level"] == findings["cache policy"]["level"] == "ok"
+        primary = cluster_topology.primaries()[0]
+        replica = cluster_topology.replica_of(primary)
+        replica.kill()
+        _, findings = _doctor()
+        assert findings[f"cache replica {replica.address}"]["level"] == "warn"
+        assert findings["cache"]["level"] == "ok"
+        primary.kill()
+        code, findings = _doctor()
+        assert code == 1
+        assert primary.address in findings["cache"]["detail"]
+
+
+@pytest.mark.parametrize("topology", ["sentinel_topology", "cluster_topology"])
+def test_readiness_asks_the_topology(request: pytest.FixtureRequest, topology: str) -> None:
+    """One node of those in the settings is enough; none is a failure, within the time limit."""
+    behind: SentinelTopology | ClusterTopology = request.getfixturevalue(topology)
+    listed = behind.sentinels if isinstance(behind, SentinelTopology) else behind.nodes
+    alias = l2_alias(behind.url, timeout_s=0.05)
+    behind.set_patience(30_000)
+    listed[0].freeze()
+    l2_nodes.require_answer(alias, timeout_s=1.0)
+    for node in listed:
+        node.freeze()
+    began = time.monotonic()
+    with pytest.raises(redis.RedisError):
+        l2_nodes.require_answer(alias, timeout_s=1.0)
+    assert time.monotonic() - began < 1.5

@@ -217,10 +217,9 @@ def test_a_dry_run_leaves_no_trace(world: World, redis_client: redis.Redis) -> N
 
 
 def _traces(client: redis.Redis) -> dict[str, Any]:
-    recorder = engine().recorder
     return {
         "keys": {name: (client.dump(name), client.expiretime(name)) for name in sorted(client.scan_iter())},
-        "counts": [dict(counts) for counts in recorder._of_threads],
+        "counts": dict(engine().recorder.totals()),
         "hot": dict(engine().hot_keys._counts),
         "l1": len(engine().l1.store),
         "rows": FeatureRow.objects.count(),

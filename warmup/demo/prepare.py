@@ -11,7 +11,7 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db.models import Min
 
-from features.definitions import GROUPS
+from features.definitions import BUILT_GROUPS, GROUPS
 from features.models import FeatureRow, Transaction
 from features.policies import policies_in_force
 from mlserve.api.keys import KeyRefused, issue_key
@@ -103,12 +103,12 @@ def ensure_features(*, now: datetime) -> str:
     built_at = dict(FeatureRow.objects.values_list("group").annotate(at=Min("as_of")))
     policies = policies_in_force()
     missing = [
-        group.name
-        for group in GROUPS.values()
-        if group.name not in built_at
+        name
+        for name in BUILT_GROUPS
+        if name not in built_at
         or (
-            group.cadence != "streaming"
-            and (now - built_at[group.name]).total_seconds() > _FRESH_SHARE * policies[group.name].fresh_for_s
+            GROUPS[name].cadence != "streaming"
+            and (now - built_at[name]).total_seconds() > _FRESH_SHARE * policies[name].fresh_for_s
         )
     ]
     if not missing:

@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 from django.utils import timezone
 
-from features.definitions import GROUPS
+from features.definitions import BUILT_GROUPS
 from features.progress import shown, silent
 from features.refresh import build
 
@@ -23,8 +23,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--groups",
             metavar="NAME,...",
-            default=",".join(GROUPS),
-            help=f"which groups; default: all ({', '.join(GROUPS)})",
+            default=",".join(BUILT_GROUPS),
+            help=f"which groups; default: all ({', '.join(BUILT_GROUPS)})",
         )
         parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -38,9 +38,11 @@ class Command(BaseCommand):
                 returncode=2,
             )
         groups = [name.strip() for name in options["groups"].split(",")]
-        unknown = [name for name in groups if name not in GROUPS]
+        unknown = [name for name in groups if name not in BUILT_GROUPS]
         if unknown:
-            raise CommandError(f"--groups: no group {', '.join(unknown)}; known are {', '.join(GROUPS)}", returncode=2)
+            raise CommandError(
+                f"--groups: no group to build {', '.join(unknown)}; known are {', '.join(BUILT_GROUPS)}", returncode=2
+            )
         try:
             with shown() as progress:
                 report = build(groups, as_of=as_of, now=now, progress=silent if options["verbosity"] == 0 else progress)
@@ -50,12 +52,18 @@ class Command(BaseCommand):
             answer = {
                 "as_of": report.as_of.astimezone(UTC).isoformat(),
                 "rows": report.rows,
+                "invalidated": report.invalidated,
+                "pending": report.pending,
                 "seconds": round(report.seconds, 3),
             }
             self.stdout.write(json.dumps(answer))
             return
         for group, rows in report.rows.items():
-            self.stdout.write(f"{group:20} {rows:>9,} rows")
+            self.stdout.write(f"{group:20} {rows:>9,} rows, {report.invalidated[group]:,} changed")
+        if report.pending:
+            self.stderr.write(
+                f"L2 does not answer: {report.pending:,} copies of what changed stay there until their limits."
+            )
         if not any(report.rows.values()):
             self.stdout.write(f"The ledger has no transactions up to {as_of:%Y-%m-%d %H:%M:%S} UTC.")
         self.stdout.write(f"as of {as_of:%Y-%m-%d %H:%M:%S} UTC, built in {report.seconds:.1f} s")

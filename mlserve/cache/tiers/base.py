@@ -3,12 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import msgspec
+
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.outcome import MissReason, Tier
 from mlserve.cache.policy import Policy
 
 Found = dict[Key, Entry | MissReason]
+Entity = tuple[str, str]
+"""Kind and id."""
 
 
 class CacheTier(Protocol):
@@ -36,4 +40,64 @@ class CacheTier(Protocol):
 
     def drop_many(self, keys: Sequence[Key]) -> bool:
         """Forget. False if the tier could not be told, in which case the caller must try again."""
+        ...
+
+
+class LocalTier(CacheTier, Protocol):
+    """A tier in this process's memory."""
+
+    def get(self, key: Key, /) -> Entry | None:
+        """One key, as quick as memory allows; counts as a use of the entry."""
+        ...
+
+
+class LeaseToken(msgspec.Struct, frozen=True):
+    """The right to fill one entity. `record` and `lease` are the names it was granted for."""
+
+    record: bytes
+    lease: bytes
+    token: bytes
+
+
+class LeaseAnswer(msgspec.Struct):
+    """Every entity asked for is in one of `granted`, `elsewhere`, `unavailable`, or has its keys in `changed`."""
+
+    granted: dict[Entity, LeaseToken]
+    elsewhere: set[Entity]
+    """Somebody else is loading them."""
+    changed: Found
+    """Somebody has filled them since they were looked at: here is what they are now."""
+    unavailable: set[Entity]
+    """The tier did not answer: load without filling."""
+
+
+class SharedTier(CacheTier, Protocol):
+    """A tier that several processes share, and that says which of them loads what is missing.
+
+    `timeout_s` is what the caller has left for it; the tier may have a tighter limit of its own.
+    """
+
+    def get_many(
+        self, keys: Sequence[Key], policies: Mapping[str, Policy], *, timeout_s: float | None = None
+    ) -> Found: ...
+
+    def lease_many(
+        self,
+        keys: Sequence[Key],
+        seen: Mapping[Key, Entry | MissReason],
+        policies: Mapping[str, Policy],
+        *,
+        timeout_s: float | None = None,
+    ) -> LeaseAnswer:
+        """Ask for the right to load these keys' entities, one lease an entity. `seen`: what the caller found there."""
+        ...
+
+    def fill_many(
+        self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], leases: Mapping[Entity, LeaseToken]
+    ) -> bool:
+        """Keep copies that were read after their entity's lease was granted, and end it; without it: refused."""
+        ...
+
+    def release(self, leases: Mapping[Entity, LeaseToken]) -> None:
+        """Give leases back without a fill."""
         ...

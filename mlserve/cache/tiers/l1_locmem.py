@@ -2,28 +2,29 @@
 
 Django's `LocMemCache` pickles every value on every get and culls a third of its keys at once when it is full. Here
 the object itself is kept, by reference; so only values that cannot change are accepted, and a full store pushes out
-the least recently used one by one. One weight bounds both entries and bytes: an entry weighs its size, but at least
-MAX_BYTES / MAX_ENTRIES.
+one by one what is asked for least (`tinylfu.py`). It is bounded by entries and by bytes: an entry weighs its size, but
+at least MAX_BYTES / MAX_ENTRIES.
 """
 
 import os
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from random import Random
 from typing import Any
 from uuid import UUID
 
-import cachebox
 import msgspec
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from mlserve.cache.clock import SystemClock
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
-from mlserve.cache.outcome import MissReason, Tier
+from mlserve.cache.outcome import Tier
 from mlserve.cache.policy import Policy
 from mlserve.cache.tiers.base import Found
+from mlserve.cache.tinylfu import TinyLfuStore
 
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None), Decimal, date, datetime, timedelta, UUID)
 _FLAT_BYTES = 100
@@ -42,83 +43,41 @@ class Held(msgspec.Struct, frozen=True):
     expires_at: float | None
 
 
-class BoundedStore:
-    """The memory of one alias in this process. Thread-safe; reads take no lock of ours."""
+class BoundedStore(TinyLfuStore):
+    """The memory of one alias in this process: entries of the engine, or values of Django's cache API."""
 
-    def __init__(self, max_entries: int, max_bytes: int) -> None:
-        self.max_entries = max_entries
-        self.max_bytes = max_bytes
-        self._least_weight = max(1, max_bytes // max_entries)
-        self._lock = threading.Lock()
-        self._inserted = 0
-        self._removed = 0
-        self._map: cachebox.LRUCache[Hashable, Any] = cachebox.LRUCache(max_bytes, getsizeof=self._weight)
-        self.get = self._map.get
-        self.peek = self._map.peek
-
-    def _weight(self, key: Hashable, value: Any) -> int:
-        if isinstance(value, Entry):
-            return max(self._least_weight, value.size_bytes)
-        return max(self._least_weight, _size_of(value.value) + _FLAT_BYTES)
-
-    def put(self, key: Hashable, value: Any) -> bool:
-        """False if the value is too large to be held at all; then nothing is held under this key."""
-        with self._lock:
-            return self._insert(key, value)
+    def __init__(self, max_entries: int, max_bytes: int, *, random_source: Random | None = None) -> None:
+        super().__init__(max_entries, max_bytes, weigh=_weight_of, random_source=random_source)
 
     def put_newer(self, key: Key, entry: Entry) -> None:
         """Unless an entry with a larger version is held; look and write are one step."""
         with self._lock:
-            held = self._map.peek(key)
+            held = self.peek(key)
             if held is None or held.version <= entry.version:
-                self._insert(key, entry)
-
-    def _insert(self, key: Hashable, value: Any) -> bool:
-        try:
-            if self._map.insert(key, value) is None:
-                self._inserted += 1
-        except OverflowError:  # larger than the whole store
-            self._removed += self._map.pop(key, None) is not None
-            return False
-        return True
-
-    def pop(self, key: Hashable) -> Any:
-        with self._lock:
-            value = self._map.pop(key, None)
-            if value is not None:
-                self._removed += 1
-            return value
-
-    def clear(self) -> None:
-        with self._lock:
-            self._removed += len(self._map)
-            self._map.clear()
-
-    def __len__(self) -> int:
-        return len(self._map)
-
-    @property
-    def weight_bytes(self) -> int:
-        return int(self._map.current_size())
-
-    @property
-    def evictions(self) -> int:
-        """How many entries newer ones have pushed out so far."""
-        with self._lock:
-            return max(0, self._inserted - self._removed - len(self._map))
+                self._put(key, entry)
 
 
-_stores: dict[str, BoundedStore] = {}
+_stores: dict[tuple[str, int, int], BoundedStore] = {}
 _stores_lock = threading.Lock()
 
 
 def store_of(location: str, max_entries: int, max_bytes: int) -> BoundedStore:
-    """The store behind a cache alias; Django makes a backend object per thread, the memory is the process's."""
+    """The store behind a location; Django makes a backend object per thread, the memory is the process's.
+
+    Aliases that share a location share the store only if they bound it alike.
+    """
     with _stores_lock:
-        store = _stores.get(location)
-        if store is None or (store.max_entries, store.max_bytes) != (max_entries, max_bytes):
-            store = _stores[location] = BoundedStore(max_entries, max_bytes)
+        store = _stores.get((location, max_entries, max_bytes))
+        if store is None:
+            store = _stores[location, max_entries, max_bytes] = BoundedStore(max_entries, max_bytes)
         return store
+
+
+def forget_stores(location: str) -> None:
+    """Backends that have one keep it; the next backend of this location starts with an empty one."""
+    with _stores_lock:
+        for bounds in [bounds for bounds in _stores if bounds[0] == location]:
+            del _stores[bounds]
 
 
 def _forget_after_fork() -> None:
@@ -127,6 +86,12 @@ def _forget_after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def _weight_of(value: Any) -> int:
+    if isinstance(value, Entry):
+        return value.size_bytes
+    return _size_of(value.value) + _FLAT_BYTES
 
 
 def _size_of(value: Any) -> int:
@@ -223,14 +188,15 @@ class L1Tier:
 
     def __init__(self, store: BoundedStore) -> None:
         self.store = store
+        self.get = store.get
 
     def get_many(self, keys: Sequence[Key], policies: Mapping[str, Policy]) -> Found:
-        get = self.store.get
-        return {key: get(key, MissReason.COLD) for key in keys}
+        get, why_missing = self.store.get, self.store.why_missing
+        return {key: get(key) or why_missing(key) for key in keys}
 
     def peek_many(self, keys: Sequence[Key], policies: Mapping[str, Policy]) -> Found:
-        peek = self.store.peek
-        return {key: peek(key, MissReason.COLD) for key in keys}
+        peek, why_missing = self.store.peek, self.store.why_missing
+        return {key: peek(key) or why_missing(key) for key in keys}
 
     def put_many(self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy]) -> bool:
         for key, entry in entries.items():

@@ -1,153 +1,306 @@
 """L2: Redis, shared by all processes. One hash per entity, one field per feature group, one round trip per look-up.
 
-django-redis supplies the alias, the pool and the timeouts; hash commands and the script go through the redis-py
-client underneath. Every error of the network or the server is translated here, once: into a reason per key, a report
-to the breaker and a count. Nothing is raised.
+The wire (`wire.py`) has translated every error of the network into a reason already; here are the commands, the scripts
+and what their replies mean. Nothing is raised.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from hashlib import sha1
 from importlib.resources import files
+from secrets import token_bytes
 from typing import Any
 
-import redis
+from redis.exceptions import NoScriptError, ResponseError
 
-from mlserve.cache.breaker import Breaker
-from mlserve.cache.codec import decode, encode
+from mlserve.cache import codec
 from mlserve.cache.entry import Entry
-from mlserve.cache.keys import Key, redis_name
+from mlserve.cache.keys import EntityNames, Key, names_of
 from mlserve.cache.outcome import MissReason, Tier
 from mlserve.cache.policy import Policy
 from mlserve.cache.stats import Stats
-from mlserve.cache.tiers.base import Found
+from mlserve.cache.tiers.base import Entity, Found, LeaseAnswer, LeaseToken
+from mlserve.cache.tiers.wire import Command, Wire, pack
+
+LEASE_MS = 3_000
+"""After so long the lease of a caller that died is void. Longer than any load may take (`features.source`)."""
+REPLICAS = 3
+"""Copies of a hot entity in a Cluster, its own partition included."""
+_SUSPECTS = 32
 
 
-@cache
-def _script(name: str) -> str:
-    return files("mlserve.cache").joinpath("lua", name).read_text(encoding="utf-8")
-
-
-def _by_entity(keys: Sequence[Key]) -> dict[bytes, list[Key]]:
-    grouped: dict[bytes, list[Key]] = defaultdict(list)
-    names: dict[tuple[str, str], bytes] = {}
-    for key in keys:
-        entity = (key.kind, key.id)
-        name = names.get(entity)
-        if name is None:
-            name = names[entity] = redis_name(key.kind, key.id)
-        grouped[name].append(key)
-    return grouped
-
-
-def _unlink(name: bytes, client: "redis.Redis") -> list[Any]:
-    return [client.unlink(name)]
+def _own_partition(_kind: str, _entity_id: str) -> int:
+    return 0
 
 
 class L2Tier:
-    """Thread-safe. `connect` returns the redis-py client of this process."""
+    """Thread-safe. `partitions` is 1 but for a Cluster; `replica_of` names the copy that this process reads."""
 
     tier = Tier.L2
 
-    def __init__(self, connect: Callable[[], "redis.Redis"], breaker: Breaker, stats: Stats) -> None:
-        self._connect = connect
+    def __init__(
+        self,
+        wire: Wire,
+        stats: Stats,
+        *,
+        partitions: int = 1,
+        replica_of: Callable[[str, str], int] = _own_partition,
+    ) -> None:
+        self.wire = wire
+        self.oversized_removed = 0
         self._stats = stats
-        self.breaker = breaker
+        self._partitions = partitions
+        self._replica_of = replica_of if partitions > 1 else _own_partition
+        self._suspects: deque[Command] = deque(maxlen=_SUSPECTS)
 
-    def get_many(self, keys: Sequence[Key], policies: Mapping[str, Policy]) -> Found:
-        if not self.breaker.allow():
-            return dict.fromkeys(keys, MissReason.BREAKER)
+    # --- reading ---
+
+    def get_many(self, keys: Sequence[Key], policies: Mapping[str, Policy], *, timeout_s: float | None = None) -> Found:
         entities = _by_entity(keys)
-
-        def ask(client: "redis.Redis") -> list[Any]:
-            pipeline = client.pipeline(transaction=False)
-            for name, of_entity in entities.items():
-                pipeline.execute_command("HMGET", name, *[key.group for key in of_entity])
-            return pipeline.execute(raise_on_error=False)
-
-        replies = self._guarded(ask)
-        if replies is None:
-            return dict.fromkeys(keys, MissReason.TIMEOUT)
+        names = {entity: self._names(entity) for entity in entities}
+        commands = [
+            _read_command(names[entity].record, tuple([key.group for key in of_entity]))
+            for entity, of_entity in entities.items()
+        ]
+        replies = self.wire.ask(commands, timeout_s=timeout_s)
         found: Found = {}
-        for (name, of_entity), reply in zip(entities.items(), replies, strict=True):
-            # A reply that is an error (WRONGTYPE: somebody else's value under our name) is a torn record, no outage.
-            records = reply if isinstance(reply, list) else [b""] * len(of_entity)
-            for key, record in zip(of_entity, records, strict=True):
-                if record is None:
-                    found[key] = MissReason.COLD
-                else:
-                    policy = policies[key.group]
-                    held = decode(record, key, name, policy.schema)
-                    found[key] = MissReason.DECODE if isinstance(held, Entry) and not policy.fits(held) else held
+        for command, (entity, of_entity), reply in zip(commands, entities.items(), replies, strict=True):
+            if reply is MissReason.TIMEOUT:
+                self._suspects.append(command)
+            self._read_reply(found, reply, of_entity, names[entity].digest, policies)
         return found
 
     peek_many = get_many
 
+    def _read_reply(
+        self, found: Found, reply: Any, keys: Sequence[Key], digest: bytes, policies: Mapping[str, Policy]
+    ) -> None:
+        if isinstance(reply, MissReason):
+            for key in keys:
+                found[key] = reply
+        elif not isinstance(reply, list) or len(reply) != len(keys):
+            # An error (WRONGTYPE: somebody else's value under our name) is a torn record, no outage.
+            for key in keys:
+                found[key] = MissReason.DECODE
+        else:
+            for key, record in zip(keys, reply, strict=True):
+                found[key] = _judge(record, key, digest, policies[key.group])
+
+    # --- the right to load ---
+
+    def lease_many(
+        self,
+        keys: Sequence[Key],
+        seen: Mapping[Key, Entry | MissReason],
+        policies: Mapping[str, Policy],
+        *,
+        timeout_s: float | None = None,
+    ) -> LeaseAnswer:
+        entities = _by_entity(keys)
+        names = {entity: self._names(entity) for entity in entities}
+        tokens = {
+            entity: LeaseToken(names[entity].record, names[entity].lease, token_bytes(12).hex().encode())
+            for entity in entities
+        }
+        replies = self._run(
+            "lease.lua",
+            [
+                (
+                    (names[entity].record, names[entity].lease),
+                    (tokens[entity].token, b"%d" % LEASE_MS, *_what_was_seen(of_entity, seen)),
+                )
+                for entity, of_entity in entities.items()
+            ],
+            timeout_s=timeout_s,
+        )
+        answer = LeaseAnswer({}, set(), {}, set())
+        for (entity, of_entity), reply in zip(entities.items(), replies, strict=True):
+            match reply:
+                case [1]:
+                    answer.granted[entity] = tokens[entity]
+                case [0]:
+                    answer.elsewhere.add(entity)
+                case [2, *records] if len(records) == len(of_entity):
+                    self._read_reply(answer.changed, records, of_entity, names[entity].digest, policies)
+                case _:
+                    answer.unavailable.add(entity)
+        return answer
+
+    def release(self, leases: Mapping[Entity, LeaseToken]) -> None:
+        if leases:
+            self._run("release.lua", [((lease.lease,), (lease.token,)) for lease in leases.values()])
+
+    # --- writing ---
+
+    def fill_many(
+        self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], leases: Mapping[Entity, LeaseToken]
+    ) -> bool:
+        calls, counts = [], []
+        for entity, of_entity in _by_entity(entries).items():
+            lease = leases.get(entity)
+            if lease is None:
+                self._stats.fill_refused(Tier.L2, "no_lease", len(of_entity))
+                continue
+            records = self._records(of_entity, entries, policies, self._names(entity).digest)
+            calls.append(((lease.record, lease.lease), (lease.token, b"0", *records)))
+            counts.append(len(of_entity))
+        return self._put(calls, counts)
+
     def put_many(self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy]) -> bool:
-        if not entries:
-            return True
-        if not self.breaker.allow():
-            self._stats.fill_refused(Tier.L2, "breaker", len(entries))
-            return False
-        entities = _by_entity(list(entries))
-
-        def fill(client: "redis.Redis") -> list[Any]:
-            pipeline = client.pipeline(transaction=False)
-            for name, of_entity in entities.items():
-                arguments: list[Any] = []
-                for key in of_entity:
-                    policy, entry = policies[key.group], entries[key]
-                    keep_ms = int(policy.keep_for_s(entry) * 1000)
-                    arguments += (key.group, encode(key, name, policy.schema, entry), keep_ms)
-                pipeline.eval(_script("fill.lua"), 1, name, *arguments)
-            return pipeline.execute(raise_on_error=False)
-
-        replies = self._guarded(fill)
-        if replies is None:
-            self._stats.fill_refused(Tier.L2, "timeout", len(entries))
-            return False
-        errors = sum(isinstance(reply, redis.RedisError) for reply in replies)
-        newer = sum(reply for reply in replies if isinstance(reply, int))
-        if errors:
-            self._stats.fill_refused(Tier.L2, "error", errors)
-        if newer:
-            self._stats.fill_refused(Tier.L2, "newer", newer)
-        return not errors
+        """Without a lease: for a writer after its commit, and for what cannot become wrong (predictions)."""
+        calls, counts = [], []
+        for entity, of_entity in _by_entity(entries).items():
+            for replica, names in enumerate(self._all_names(entity)):
+                records = self._records(of_entity, entries, policies, names.digest)
+                only_if_held = b"1" if replica else b"0"
+                calls.append(((names.record, names.lease), (b"", only_if_held, *records)))
+                counts.append(len(of_entity) if not replica else 0)
+        return self._put(calls, counts)
 
     def drop_many(self, keys: Sequence[Key]) -> bool:
-        """Not shed by the breaker: an invalidation that cannot be delivered must be known to be pending."""
-        entities = _by_entity(keys)
+        """Not shed by a breaker: an invalidation that cannot be delivered must be known to be pending."""
+        calls = [
+            ((names.record, names.lease), tuple(key.group.encode() for key in of_entity))
+            for entity, of_entity in _by_entity(keys).items()
+            for names in self._all_names(entity)
+        ]
+        replies = self._run("drop.lua", calls, shed=False)
+        return not any(isinstance(reply, MissReason | ResponseError) for reply in replies)
 
-        def drop(client: "redis.Redis") -> list[Any]:
-            pipeline = client.pipeline(transaction=False)
-            for name, of_entity in entities.items():
-                pipeline.execute_command("HDEL", name, *[key.group for key in of_entity])
-            return pipeline.execute(raise_on_error=False)
+    def _put(self, calls: Sequence[tuple[Sequence[bytes], Sequence[bytes]]], counts: Sequence[int]) -> bool:
+        arrived = True
+        for reply, count in zip(self._run("fill.lua", calls), counts, strict=True):
+            if isinstance(reply, int) and reply >= 0:
+                refused, why = reply, "newer"
+            elif reply == -1:
+                refused, why = count, "lease"
+            else:
+                arrived = False
+                refused, why = count, str(reply) if isinstance(reply, MissReason) else "error"
+            if refused:
+                self._stats.fill_refused(Tier.L2, why, refused)
+        return arrived
 
-        replies = self._guarded(drop)
-        if replies is None:
-            return False
-        for name, reply in zip(entities, replies, strict=True):
-            if isinstance(reply, redis.ResponseError):  # not a hash: not ours, so it goes altogether
-                self._guarded(partial(_unlink, name))
-        return True
+    def _records(
+        self, keys: Sequence[Key], entries: Mapping[Key, Entry], policies: Mapping[str, Policy], digest: bytes
+    ) -> list[bytes]:
+        records: list[bytes] = []
+        for key in keys:
+            policy, entry = policies[key.group], entries[key]
+            keep_ms = b"%d" % int(policy.keep_for_s(entry) * 1000)
+            records += (key.group.encode(), codec.encode(key, digest, policy.schema, entry), keep_ms)
+        return records
 
-    def ping(self) -> None:
-        """The breaker's probe."""
-        self._guarded(lambda client: [client.ping()])
+    # --- upkeep, off the request path ---
 
-    def _guarded(self, command: Callable[["redis.Redis"], list[Any]]) -> list[Any] | None:
-        """The replies, or None if the server could not be reached in time, which the breaker then knows."""
-        try:
-            replies = command(self._connect())
-        except redis.exceptions.MaxConnectionsError:
-            # Our own pool is exhausted: load, not death. The key goes without L2; the breaker stays as it is.
-            return None
-        except redis.exceptions.TimeoutError:
-            self.breaker.failure(timed_out=True)
-            return None
-        except (redis.RedisError, OSError):
-            self.breaker.failure(timed_out=False)
-            return None
-        self.breaker.success()
+    def probe(self) -> None:
+        """Asks nodes that were away whether they are back, and removes values so large that reading them timed out."""
+        self.wire.probe()
+        while self._suspects:
+            suspect = self._suspects.popleft()
+            lengths = self.wire.ask([_lengths_command(suspect.name, field) for field in _fields_of(suspect)])
+            if any(isinstance(length, int) and length > codec.MAX_RECORD_BYTES for length in lengths):
+                self.wire.ask([Command(suspect.name, pack(b"UNLINK", suspect.name))], shed=False)
+                self.oversized_removed += 1
+
+    # --- names and scripts ---
+
+    def _names(self, entity: Entity) -> EntityNames:
+        return names_of(*entity, self._partitions, self._replica_of(*entity))
+
+    def _all_names(self, entity: Entity) -> Iterable[EntityNames]:
+        """Its own first. A copy that was made while the entity was hot must go and change with it afterwards too."""
+        replicas = REPLICAS if self._partitions > 1 else 1
+        return [names_of(*entity, self._partitions, replica) for replica in range(replicas)]
+
+    def _run(
+        self,
+        script: str,
+        calls: Sequence[tuple[Sequence[bytes], Sequence[bytes]]],
+        *,
+        timeout_s: float | None = None,
+        shed: bool = True,
+    ) -> list[Any]:
+        """A reply for each call, a pair of keys and arguments."""
+        if not calls:
+            return []
+        commands = [_script_command(b"EVALSHA", _digest_of(script), keys, arguments) for keys, arguments in calls]
+        replies = self.wire.ask(commands, timeout_s=timeout_s, shed=shed)
+        unknown = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # a server that is new or was restarted: the text, once, teaches it
+            commands = [_script_command(b"EVAL", _text_of(script), *calls[place]) for place in unknown]
+            again = self.wire.ask(commands, timeout_s=timeout_s, shed=shed)
+            for place, reply in zip(unknown, again, strict=True):
+                replies[place] = reply
         return replies
+
+
+@cache
+def _text_of(script: str) -> bytes:
+    return files("mlserve.cache").joinpath("lua", script).read_bytes()
+
+
+@cache
+def _digest_of(script: str) -> bytes:
+    """As Redis names scripts; no secret depends on it."""
+    return sha1(_text_of(script), usedforsecurity=False).hexdigest().encode()
+
+
+def _script_command(verb: bytes, script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Command:
+    return Command(keys[0], pack(verb, script, b"%d" % len(keys), *keys, *arguments))
+
+
+@lru_cache(65_536)
+def _read_command(record: bytes, groups: tuple[str, ...]) -> Command:
+    return Command(record, pack(b"HMGET", record, *[group.encode() for group in groups]))
+
+
+def _lengths_command(record: bytes, field: bytes) -> Command:
+    return Command(record, pack(b"HSTRLEN", record, field))
+
+
+def _fields_of(read: Command) -> list[bytes]:
+    """The fields that a command of `_read_command` asks for: its parts from the third on."""
+    return read.packed.split(b"\r\n")[6:-1:2]
+
+
+def _by_entity(keys: Iterable[Key]) -> dict[Entity, list[Key]]:
+    grouped: dict[Entity, list[Key]] = {}
+    for key in keys:
+        entity = (key.kind, key.id)
+        of_entity = grouped.get(entity)
+        if of_entity is None:
+            grouped[entity] = [key]
+        else:
+            of_entity.append(key)
+    return grouped
+
+
+def _judge(record: Any, key: Key, digest: bytes, policy: Policy) -> Entry | MissReason:
+    if record is None:
+        return MissReason.COLD
+    if not isinstance(record, bytes):
+        return MissReason.DECODE
+    held = codec.decode(record, key, digest, policy.schema)
+    return MissReason.DECODE if isinstance(held, Entry) and not policy.fits(held) else held
+
+
+_SEEN_AS = {
+    MissReason.COLD: b"",
+    MissReason.INVALIDATED: b"T",
+    MissReason.TIMEOUT: b"",  # nothing was seen at all: whatever lies there is news
+}
+
+
+def _what_was_seen(keys: Sequence[Key], seen: Mapping[Key, Entry | MissReason]) -> list[bytes]:
+    """As `lease.lua` wants it: pairs of a field and what the caller found there."""
+    pairs: list[bytes] = []
+    for key in keys:
+        found = seen.get(key, MissReason.COLD)
+        if isinstance(found, Entry):
+            what = codec.identity(found)
+        else:
+            what = _SEEN_AS.get(found, b"*")
+        pairs += (key.group.encode(), what)
+    return pairs

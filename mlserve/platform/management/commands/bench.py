@@ -3,6 +3,7 @@
 import json
 import math
 from importlib import import_module
+from pathlib import Path
 from typing import IO, Any, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -21,6 +22,10 @@ class Command(BaseCommand):
             "--seconds", type=float, metavar="S", help="for each line of the table, without preparation (default: 10)"
         )
         parser.add_argument("--list", action="store_true", help="only say which benchmarks there are")
+        parser.add_argument(
+            "--trace", metavar="FILE", help="with l1: replay this file of one key per line and compare with LRU"
+        )
+        parser.add_argument("--capacity", type=int, metavar="N", help="with --trace: entries that fit (at least 1)")
         parser.add_argument("--json", action="store_true", help="print one JSON object")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -28,6 +33,9 @@ class Command(BaseCommand):
         known: dict[str, str] = suite.listed()
         if options["list"]:
             self._list(known, as_json=options["json"])
+            return
+        if options["trace"] is not None or options["capacity"] is not None:
+            self._replay(options)
             return
         names = options["names"] or list(known)
         seconds = suite.SECONDS if options["seconds"] is None else options["seconds"]
@@ -52,6 +60,19 @@ class Command(BaseCommand):
         if missed:
             raise CommandError(f"target missed: {', '.join(missed)}")
 
+    def _replay(self, options: dict[str, Any]) -> None:
+        trace = import_module("benchmarks.trace")
+        refusal = _refused_replay(options, most_capacity=trace.MOST_CAPACITY)
+        if refusal is not None:
+            raise CommandError(refusal, returncode=2)
+        try:
+            result = trace.replay(Path(options["trace"]), capacity=options["capacity"])
+        except trace.TraceError as error:
+            raise CommandError(f"--trace {error}", returncode=2) from error
+        except KeyboardInterrupt as error:
+            raise CommandError("interrupted") from error
+        self.stdout.write(json.dumps(trace.as_json(result)) if options["json"] else trace.as_text(result))
+
     def _list(self, known: dict[str, str], *, as_json: bool) -> None:
         if as_json:
             self.stdout.write(json.dumps({"benchmarks": [{"name": name, "about": known[name]} for name in known]}))
@@ -61,6 +82,22 @@ class Command(BaseCommand):
 
 
 _WIDTH = 140
+
+
+def _refused_replay(options: dict[str, Any], *, most_capacity: int) -> str | None:
+    """What is wrong with the arguments of a replay, None if nothing is."""
+    capacity = options["capacity"]
+    if options["trace"] is None:
+        return "--capacity is for --trace FILE"
+    if list(dict.fromkeys(options["names"])) != ["l1"]:
+        return f"--trace is for l1 alone (bench l1 --trace FILE), not for {', '.join(options['names']) or 'all'}"
+    if options["seconds"] is not None:
+        return "--seconds means nothing with --trace: the file is read once"
+    if capacity is None:
+        return "--trace needs --capacity N, the number of entries that fit"
+    if not 1 <= capacity <= most_capacity:
+        return f"--capacity {capacity}: needed is a number from 1 to {most_capacity}"
+    return None
 
 
 def _suite() -> Any:

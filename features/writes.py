@@ -1,0 +1,114 @@
+"""How the copies in the cache follow a value that the source has committed.
+
+Each group declares one of three strategies (`FeatureGroup.write`):
+
+* **through**: the new value goes into L2 and into this process's L1 at once. For values that the next request needs.
+* **around**: the copies of what changed are dropped, and the next reader loads them. For builds, whose values nobody
+  may ask for. A build of a hundred thousand entities that dropped all copies at once would send every request to
+  Postgres until the cache is warm again, so the copies go in chunks, at a bounded rate, and the hottest entities last
+  and slowest: each of theirs is read again within moments.
+* **behind**: the process counts in memory and the source hears of it later (`write_behind.py`).
+
+A reader that had loaded the old value just before the commit may store it after the invalidation; that copy serves
+until its own limit, counted from its own `as_of`, as any copy does.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import msgspec
+import redis
+
+from features.policies import policies_in_force
+from mlserve.cache.entry import Entry
+from mlserve.cache.hotkeys import read_hot_keys
+from mlserve.cache.keys import Key
+from mlserve.cache.wiring import engine, l2_client
+
+KEYS_PER_SECOND = 20_000
+"""Of entities that are not hot: nearly all of their copies, if there are any, are not asked for within seconds."""
+HOT_ENTITIES = 1_000
+HOT_KEYS_PER_SECOND = 500
+"""What a rebuild may add to the reads of Postgres per second, because each of these is read again at once."""
+_CHUNK = 500
+_HOT_CHUNK = 25
+_FAILURES_IN_A_ROW = 3
+"""After so many L2 is away; to ask for each further chunk would only cost a timeout each."""
+
+
+class Invalidated(msgspec.Struct, frozen=True):
+    """`delivered` keys have no copy in L2 any more; `pending` ones follow when L2 answers, while this process lives."""
+
+    delivered: int = 0
+    pending: int = 0
+
+
+def write_through(entries: Mapping[Key, Entry]) -> None:
+    """Puts values that were just committed into L2 and into this process's L1.
+
+    L2 keeps the newer of two by version. Where it cannot be told, the copy that it holds is out of date, so an
+    invalidation is left pending until it can.
+    """
+    cache, policies = engine(), policies_in_force().policies
+    cache.l1.put_many({key: entry for key, entry in entries.items() if policies[key.group].use_l1}, policies)
+    into_l2 = {key: entry for key, entry in entries.items() if policies[key.group].use_l2}
+    if into_l2 and not cache.l2.put_many(into_l2, policies):
+        cache.pending.remember(list(into_l2))
+
+
+def drop_copies(keys: Sequence[Key]) -> bool:
+    """Drops the copies of a few keys at once. False if L2 could not be told; then it stays pending."""
+    cache = engine()
+    # L2 first: a reader of this process could take the old copy from there into L1 again.
+    told = cache.pending.drop(keys)
+    cache.l1.drop_many(keys)
+    return told
+
+
+def write_around(keys: Collection[Key], *, sleep: Callable[[float], None] = time.sleep) -> Invalidated:
+    """Drops the copies of `keys`, whose new values are committed, from L2 and from this process's L1.
+
+    Takes as long as the rate demands, so never call it on the path of a request. Nothing is given up: what L2 could
+    not be told, also because an exception ended this call, stays pending in this process.
+    """
+    cache, told, undelivered, failures = engine(), 0, 0, 0
+    cold, hot = _by_heat(keys)
+    ordered = [*cold, *hot]
+    try:
+        for chunk, pause_s in _chunks(cold, hot):
+            if told:
+                sleep(pause_s)
+            if drop_copies(chunk):
+                failures = 0
+            else:
+                undelivered += len(chunk)
+                failures += 1
+            told += len(chunk)
+            if failures == _FAILURES_IN_A_ROW:
+                break
+    finally:
+        rest = ordered[told:]
+        if rest:
+            cache.pending.remember(rest)
+            cache.l1.drop_many(rest)
+    return Invalidated(delivered=told - undelivered, pending=undelivered + len(rest))
+
+
+def _by_heat(keys: Collection[Key]) -> tuple[list[Key], list[Key]]:
+    """Keys of entities that are not hot, by entity; then those of hot ones, the hottest last."""
+    cache = engine()
+    try:
+        hottest = read_hot_keys(l2_client(), limit=HOT_ENTITIES, now=cache.clock.now())
+    except redis.RedisError:
+        hottest = []  # L2 will not be told either
+    place = {(hot.kind, hot.id): -rank for rank, hot in enumerate(hottest)}
+    hot = [key for key in keys if (key.kind, key.id) in place]
+    cold = [key for key in keys if (key.kind, key.id) not in place]
+    return sorted(cold), sorted(hot, key=lambda key: (place[key.kind, key.id], key))
+
+
+def _chunks(cold: Sequence[Key], hot: Sequence[Key]) -> Iterator[tuple[Sequence[Key], float]]:
+    """Each chunk with the pause in seconds that comes before it."""
+    for keys, size, rate in ((cold, _CHUNK, KEYS_PER_SECOND), (hot, _HOT_CHUNK, HOT_KEYS_PER_SECOND)):
+        for start in range(0, len(keys), size):
+            yield keys[start : start + size], size / rate
