@@ -1,11 +1,13 @@
 """Which benchmarks there are, in the order in which they run."""
 
 from benchmarks.artifact import open_artifact
+from benchmarks.avalanche import open_avalanche
 from benchmarks.contest import Benchmark
 from benchmarks.frozen import open_frozen
 from benchmarks.herd import open_stampede
 from benchmarks.l1_hit import open_l1
 from benchmarks.l2_read import open_l2
+from benchmarks.memory import open_memory
 from benchmarks.penetration import open_penetration
 from benchmarks.scores import open_scores
 
@@ -16,6 +18,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(name="l2", about="one read of all six groups from Redis, against a bare MGET", open=open_l2),
         Benchmark(name="stampede", about="a thousand readers of one key that nobody holds", open=open_stampede),
         Benchmark(name="frozen", about="what a frozen Valkey adds to a score", open=open_frozen),
+        Benchmark(name="avalanche", about="ten thousand copies that expire together", open=open_avalanche),
+        Benchmark(name="memory", about="bytes an entity takes in Redis, against JSON and Feast", open=open_memory),
         Benchmark(name="artifact", about="one row through ONNX, against scikit-learn", open=open_artifact),
         Benchmark(
             name="penetration", about="ids that never existed, against the same without a filter", open=open_penetration

@@ -51,8 +51,8 @@ class _Attack:
             loading=cache.loading,
             stats=Recorder(),
             clock=self._clock,
-            membership=membership,
         )
+        self._membership = membership
         groups = GROUPS_OF_ENTITY[_KIND]
         self._groups = [group.name for group in groups]
         self._policies = {
@@ -99,6 +99,7 @@ class _Attack:
             loader=self._load,
             request=RequestTier(),
             budget=engine().budget(),
+            membership=self._membership,
         )
         if any(outcome.values is not None for outcome in reading.outcomes.values()):
             raise BenchmarkFailed(f"penetration: something is known of {entity_id}")

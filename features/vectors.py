@@ -8,6 +8,7 @@ from typing import Any
 
 from features import source
 from features.definitions import GROUPS, GROUPS_OF_ENTITY
+from features.existence import membership
 from features.policies import policies_in_force
 from mlserve.cache.budget import Budget
 from mlserve.cache.cascade import Reading
@@ -47,6 +48,7 @@ def read_groups(
         budget=budget,
         max_age_s=max_age_s,
         leave_no_trace=leave_no_trace,
+        membership=membership(),
     )
 
 

@@ -10,7 +10,7 @@ Nothing here raises on account of a tier: the worst that a broken cache can do i
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import msgspec
@@ -31,6 +31,7 @@ from mlserve.cache.tiers.request import RequestTier
 from mlserve.cache.xfetch import HORIZON_COSTS, refreshes_early
 
 _L1 = Tier.L1  # Python 3.11 takes longer to find a member of an enumeration than a copy in L1
+_EVERYBODY = NullMembership()
 _NOTHING_WRONG: frozenset[Degradation] = frozenset()
 FOLLOW_S = 2.0
 """How long to wait for another thread's look, having nothing to serve: as long as its own waits can add up to."""
@@ -51,6 +52,7 @@ class _Search(msgspec.Struct):
 
     policies: Mapping[str, Policy]
     loader: Loader
+    membership: Membership
     now: float
     max_age_s: float | None
     traceless: bool
@@ -84,10 +86,10 @@ class Cascade:
         stats: Stats,
         clock: Clock,
         source_tier: Tier = Tier.L3,
-        membership: Membership | None = None,
         refresher: Refresher | NullRefresher | None = None,
         flights: Flights | None = None,
         random_source: random.Random | None = None,
+        life_share: Callable[[Key], float] = life_share,
     ) -> None:
         self._l1 = l1
         self._l2 = l2
@@ -95,10 +97,10 @@ class Cascade:
         self._stats = stats
         self._clock = clock
         self._source_tier = source_tier
-        self._membership = membership or NullMembership()
         self._refresher = refresher or NullRefresher()
         self._flights = flights
         self._random = random_source or random.Random()
+        self._life_share = life_share
         self._now, self._monotonic, self._l1_get, self._hits = clock.now, clock.monotonic, l1.get, stats.hits
         self._reads = 0
 
@@ -112,8 +114,13 @@ class Cascade:
         budget: Budget,
         max_age_s: float | None = None,
         leave_no_trace: bool = False,
+        membership: Membership = _EVERYBODY,
     ) -> Reading:
-        """An outcome for every key. `leave_no_trace` (dry runs) neither fills nor promotes nor counts."""
+        """An outcome for every key.
+
+        `leave_no_trace` (dry runs) neither fills nor promotes nor counts. `membership`: which entities never existed,
+        asked only about those that no tier knows.
+        """
         outcomes: dict[Key, Outcome] = {}
         trace: list[TierTrace] = []
         if max_age_s is None and not leave_no_trace and request.latest is None and request.held is None:
@@ -146,6 +153,7 @@ class Cascade:
         search = _Search(
             policies=policies,
             loader=loader,
+            membership=membership,
             now=self._now(),
             max_age_s=max_age_s,
             traceless=leave_no_trace,
@@ -204,7 +212,7 @@ class Cascade:
                 self._look_below(search, budget)
         finally:
             # Copies past their limit as well: who waited without asking L2 has none of its own to fall back to.
-            flights.land(flight, mine, {**search.expired, **search.found}, refreshing=bool(search.refreshing))
+            flights.land(flight, mine, search.found, search.expired, refreshing=bool(search.refreshing))
         left = search.open
         search.open = []
         if others:
@@ -214,37 +222,38 @@ class Cascade:
     def _follow(self, search: _Search, budget: Budget, flights: Mapping[Key, Flight]) -> None:
         search.stats.event("flight_joined", len(flights))
         joined = self._monotonic()
-        late: list[Key] = []
+        without: list[Key] = []
+        alone: list[Key] = []
         for key, flight in flights.items():
             policy = search.policies[key.group]
             patience_s = WAIT_WITH_COPY_S if self._has_spare(search, key) else FOLLOW_S
             if not flight.wait(max(0.0, joined + patience_s - self._monotonic())):
-                late.append(key)
+                if self._has_spare(search, key):
+                    search.refreshing.add(key)
+                    without.append(key)
+                else:
+                    alone.append(key)
                 continue
-            brought = flight.brought.get(key)
             search.now = max(search.now, self._now())
-            if (
-                brought is None
-                or policy.verdict(brought[0], now=search.now, max_age_s=search.max_age_s) is Verdict.EXPIRED
-            ):
-                if brought is not None:
-                    _keep_newest(search.expired, key, *brought)
+            brought = flight.brought.get(key)
+            if brought is None:
+                if key in flight.past_limit:
+                    _keep_newest(search.expired, key, *flight.past_limit[key])
                 if flight.refreshing:
                     search.refreshing.add(key)
                 else:
                     search.source_failed = True
-                search.open.append(key)
+                without.append(key)
+            elif policy.verdict(brought[0], now=search.now, max_age_s=search.max_age_s) is Verdict.EXPIRED:
+                alone.append(key)  # good enough for that thread's request and too old for this one
             else:
                 search.found[key] = brought
                 if brought[0].values is not None:
                     search.stats.late()[key.group].append(max(0.0, search.now - brought[0].as_of))
-        if late:
-            failed = search.open
-            search.refreshing.update(key for key in late if self._has_spare(search, key))
-            search.open = [key for key in late if key not in search.refreshing]
-            if search.open:
-                self._look_below(search, budget)
-            search.open += [*failed, *search.refreshing]
+        search.open = alone
+        if alone:
+            self._look_below(search, budget)
+        search.open += without
 
     def _has_spare(self, search: _Search, key: Key) -> bool:
         held = search.expired.get(key)
@@ -290,7 +299,7 @@ class Cascade:
                 if entry in (MissReason.TIMEOUT, MissReason.BREAKER):
                     search.degradations.add(Degradation.CACHE_UNAVAILABLE)
                 continue
-            policy, share = search.policies[key.group], life_share(key)
+            policy, share = search.policies[key.group], self._life_share(key)
             verdict = policy.verdict(entry, now=search.now, max_age_s=search.max_age_s, life_share=share)
             if verdict is Verdict.EXPIRED:
                 _keep_newest(search.expired, key, entry, tier)
@@ -318,7 +327,7 @@ class Cascade:
     def _end_with_ids_that_never_were(self, search: _Search) -> None:
         if not search.open or search.max_age_s == 0:
             return
-        unknown = {entity for entity in {key.entity for key in search.open} if not self._membership.may_exist(*entity)}
+        unknown = {entity for entity in {key.entity for key in search.open} if not search.membership.may_exist(*entity)}
         if not unknown:
             return
         for key in search.open:
@@ -369,7 +378,7 @@ class Cascade:
             exists[key.entity] = exists.get(key.entity, False) or entry.values is not None or entry.version > 0
         if not search.traceless:
             for entity, known in exists.items():
-                self._membership.observed(*entity, exists=known)
+                search.membership.observed(*entity, exists=known)
 
     def _look_for_copies(self, search: _Search, keys: Sequence[Key]) -> None:
         """The request wanted the source itself, which is away: an old value, flagged, beats none at all."""

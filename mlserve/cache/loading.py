@@ -225,18 +225,18 @@ class CoordinatedLoading:
     def _read_and_fill(
         self, order: Order, keys: Sequence[Key], leases: Mapping[Entity, LeaseToken], loaded: Loaded
     ) -> None:
-        entries = self._read_source(order, keys, loaded)
-        kept = {
-            key: entry
-            for key, entry in entries.items()
-            if key.entity in leases
-            and order.policies[key.group].use_l2
-            and self._may_keep(entry, order.policies[key.group])
-        }
-        if leases:
-            self._filler.fill(kept, order.policies, leases)
+        entries: Mapping[Key, Entry] = {}
+        try:
+            entries = self._read_source(order, keys, loaded)
+        finally:
+            if leases:  # they end, whatever was read
+                kept = {key: entry for key, entry in entries.items() if self._may_keep(order, key, entry, leases)}
+                self._filler.fill(kept, order.policies, leases)
 
-    def _may_keep(self, entry: Entry, policy: Policy) -> bool:
+    def _may_keep(self, order: Order, key: Key, entry: Entry, leases: Mapping[Entity, LeaseToken]) -> bool:
+        policy = order.policies[key.group]
+        if key.entity not in leases or not policy.use_l2:
+            return False
         if entry.values is not None or self._negatives.grant(policy.negative_ttl_s):
             return True
         self._stats.event("negative_refused")

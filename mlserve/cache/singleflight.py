@@ -13,7 +13,7 @@ from mlserve.cache.keys import Key
 from mlserve.cache.outcome import Tier
 
 Brought = Mapping[Key, tuple[Entry, Tier]]
-"""What a look found, and where; copies past their limit among it."""
+"""What a look found, and where."""
 
 
 JOINED_UP_TO_S = 0.5
@@ -22,11 +22,13 @@ JOINED_UP_TO_S = 0.5
 class Flight:
     """One look that is under way, for any number of keys. It always lands, with what it brought or with nothing."""
 
-    __slots__ = ("_landed", "brought", "refreshing", "started")
+    __slots__ = ("_landed", "brought", "past_limit", "refreshing", "started")
 
     def __init__(self, started: float) -> None:
         self.started = started
         self.brought: Brought = {}
+        self.past_limit: Brought = {}
+        """What could not be read, or is being loaded elsewhere: the newest copies that were seen."""
         self.refreshing = False
         """What it did not bring is being loaded elsewhere, as opposed to: could not be read."""
         self._landed: threading.Event | None = None
@@ -36,9 +38,9 @@ class Flight:
         if self._landed is None:
             self._landed = threading.Event()
 
-    def land(self, brought: Brought, *, refreshing: bool = False) -> None:
+    def land(self, brought: Brought, past_limit: Brought, *, refreshing: bool) -> None:
         """When nobody can join any more."""
-        self.brought, self.refreshing = brought, refreshing
+        self.brought, self.past_limit, self.refreshing = brought, past_limit, refreshing
         if self._landed is not None:
             self._landed.set()
 
@@ -72,10 +74,12 @@ class Flights:
                     others[key] = held
         return flight, mine, others
 
-    def land(self, flight: Flight, keys: Sequence[Key], brought: Brought, *, refreshing: bool = False) -> None:
+    def land(
+        self, flight: Flight, keys: Sequence[Key], brought: Brought, past_limit: Brought, *, refreshing: bool
+    ) -> None:
         """Ends the caller's flight: everybody who waits gets what it brought."""
         with self._lock:
             for key in keys:
                 if self._in_air.get(key) is flight:
                     del self._in_air[key]
-        flight.land(brought, refreshing=refreshing)
+        flight.land(brought, past_limit, refreshing=refreshing)

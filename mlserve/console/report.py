@@ -28,7 +28,7 @@ class TierReport(msgspec.Struct, frozen=True, kw_only=True):
     hit_share: float | None
     answered_share: float | None
     bypassed_keys: int
-    lookups_per_s: float | None
+    asked_keys_per_s: float | None
     p50_s: float | None
     p99_s: float | None
     misses: dict[str, int]
@@ -186,14 +186,15 @@ def _tier(window: Window, tier: str) -> TierReport:
     hits = _hits(window, tier)
     answered = sum(_hits(window, one) for one in ANSWERING_TIERS)
     times = window.buckets("mlserve_cache_tier_seconds", tier)
+    asked = hits + _asked_misses(window, tier)
     return TierReport(
         tier=tier,
-        asked_keys=int(hits + _asked_misses(window, tier)),
+        asked_keys=int(asked),
         hit_keys=int(hits),
         hit_share=hit_share(window, tier),
         answered_share=hits / answered if answered else None,
         bypassed_keys=int(misses.get(_BYPASS, 0)),
-        lookups_per_s=window.per_second(times.count),
+        asked_keys_per_s=window.per_second(asked),
         p50_s=times.quantile(0.5),
         p99_s=times.quantile(0.99),
         misses={reason: int(value) for reason, value in sorted(misses.items()) if value},

@@ -13,7 +13,9 @@ from prometheus_client import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 CounterKey = tuple[str, ...]
-"""The metric's sample name, then the values of its labels in the order of `_LABELS`; a bucket's bound comes last."""
+"""The metric's sample name, then the values of its labels in the order of `_LABELS`; a bucket's bound comes last.
+
+What differs in other labels only is added up."""
 
 _LABELS: dict[str, tuple[str, ...]] = {
     "mlserve_cache_hits_total": ("tier", "namespace"),
@@ -27,7 +29,7 @@ _LABELS: dict[str, tuple[str, ...]] = {
     "mlserve_features_defaulted_total": ("namespace",),
     "mlserve_scores_total": ("decision", "degraded"),
     "mlserve_journal_spooled_total": (),
-    "mlserve_cache_tier_seconds_bucket": ("tier", "le"),
+    "mlserve_cache_tier_seconds_bucket": ("tier", "le"),  # all namespaces together
     "mlserve_feature_age_seconds_bucket": ("namespace", "le"),
     "mlserve_score_seconds_bucket": ("le",),
     "mlserve_journal_commit_seconds_bucket": ("le",),
@@ -60,7 +62,7 @@ def read_samples(directory: Path) -> Samples:
         for sample in metric.samples:
             if sample.name in _LABELS:
                 key = (sample.name, *(sample.labels[label] for label in _LABELS[sample.name]))
-                counters[key] = sample.value
+                counters[key] = counters.get(key, 0.0) + sample.value
             elif sample.name == "mlserve_breaker_open":
                 breakers.append(BreakerState(sample.labels["tier"], int(sample.labels["pid"]), sample.value))
             else:

@@ -72,10 +72,12 @@ def parse(url: str) -> RedisAddress:
     mode, tls = _SCHEMES[scheme]
     if "#" in rest:
         raise RedisUrlError("it has a '#'; in a password write %23")
+    authority, path, query = _split(rest)
     if mode is Mode.STANDALONE:
+        if "," in authority.rpartition("@")[2]:
+            raise RedisUrlError("it names several hosts; write redis+sentinel:// or redis+cluster://")
         _validate_standalone(url)
         return RedisAddress(mode=mode, url=url, tls=tls)
-    authority, path, query = _split(rest)
     credentials, _, hosts = authority.rpartition("@")
     username, password = _credentials(credentials)
     default_port = SENTINEL_PORT if mode is Mode.SENTINEL else STANDALONE_PORT
@@ -173,8 +175,6 @@ def _validate_standalone(url: str) -> None:
         return
     if not host:
         raise RedisUrlError("it names no host; write redis://host:port/0")
-    if "," in parts.netloc.rpartition("@")[2]:
-        raise RedisUrlError("it names several hosts; write redis+sentinel:// or redis+cluster://")
     if port == 0:
         raise RedisUrlError("port 0 is no number from 1 to 65535")
     if parts.path not in ("", "/"):

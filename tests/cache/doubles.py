@@ -1,8 +1,10 @@
 """The few doubles of the engine's ports, all of them here: a tier in memory, statistics that are kept, a source."""
 
+import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from mlserve.cache.codec import identity
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.loading import SourceUnavailable
@@ -13,6 +15,19 @@ from mlserve.cache.tiers.base import Entity, Found, LeaseAnswer, LeaseToken, Loc
 from tests.fixtures.clock import ManualClock
 
 NOW = 1_700_000_000.0
+
+
+class BusyClock(ManualClock):
+    """While somebody sleeps, `meanwhile` is done, one thing a sleep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def sleep(self, seconds: float, /) -> None:
+        super().sleep(seconds)
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
 
 
 def policy(namespace: str = "group", **changes: object) -> Policy:
@@ -81,19 +96,28 @@ class MemoryTier(LocalTier, SharedTier):
     ) -> LeaseAnswer:
         self.calls.append("lease")
         answer = LeaseAnswer({}, set(), {}, set())
-        for key in keys:
-            entity = key.entity
+        for entity in dict.fromkeys(key.entity for key in keys):
+            of_entity = [key for key in keys if key.entity == entity]
             if self.outage:
                 answer.unavailable.add(entity)
-            elif (held := self.held.get(key)) is not None and held != seen.get(key) and seen.get(key) != "decode":
-                answer.changed[key] = held
-            elif entity not in answer.granted:
-                if entity in self.leases:
-                    answer.elsewhere.add(entity)
-                else:
-                    token = LeaseToken(b"", b"", str(len(self.calls)).encode())
-                    self.leases[entity] = answer.granted[entity] = token
+            elif any(self._has_changed(key, seen.get(key, MissReason.COLD)) for key in of_entity):
+                answer.changed.update(self._found(of_entity))
+            elif entity in self.leases:
+                answer.elsewhere.add(entity)
+            else:
+                answer.granted[entity] = self.take_lease(entity)
         return answer
+
+    def take_lease(self, entity: Entity) -> LeaseToken:
+        """As another process would."""
+        self.leases[entity] = LeaseToken(b"", b"", str(len(self.calls)).encode())
+        return self.leases[entity]
+
+    def _has_changed(self, key: Key, seen: Entry | MissReason) -> bool:
+        held = self.held.get(key)
+        if isinstance(seen, Entry):
+            return held is None or identity(held) != identity(seen)
+        return held is not None and seen in (MissReason.COLD, MissReason.INVALIDATED)
 
     def fill_many(
         self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], leases: Mapping[Entity, LeaseToken]
@@ -126,6 +150,7 @@ class KeptStats(NullStats):
         self.staleness: Counter[str] = Counter()
         self.defaults: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def hits(self, tier: Tier) -> Mapping[str, list[float]]:
         return self.ages[tier]
@@ -153,7 +178,8 @@ class KeptStats(NullStats):
 
     def event(self, what: str, count: int = 1) -> None:
         assert what in EVENTS
-        self.events[what] += count
+        with self._lock:
+            self.events[what] += count
 
     def counts_of(self, tier: Tier) -> tuple[int, dict[MissReason, int]]:
         """Hits, and misses by reason."""

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mlserve.settings import env
-from tests.cache.django_suite.source import ROOT, tests_of_django
+from tests.cache.django_suite.source import ROOT, django_tests
 
 _FEWEST_PASSED = 40
 """A suite that finds no tests passes as well."""
@@ -29,7 +29,7 @@ def _skipped_by_us() -> int:
 
 
 @pytest.mark.timeout(700)  # the first run fetches Django's tests
-def test_the_backend_passes_the_tests_of_django() -> None:
+def test_the_backend_passes_the_django_tests() -> None:
     """All of locmem's but those that `suite.py` names with a reason."""
     ran = subprocess.run(
         [sys.executable, "-m", "django", "test", "--noinput", "tests.cache.django_suite.suite"],
@@ -38,7 +38,7 @@ def test_the_backend_passes_the_tests_of_django() -> None:
             **os.environ,
             "DJANGO_SETTINGS_MODULE": "tests.cache.django_suite.suite_settings",
             "DATABASE_URL": str(env.DATABASE_URL),
-            "PYTHONPATH": os.pathsep.join((str(ROOT), str(tests_of_django()))),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(django_tests()))),
         },
         capture_output=True,
         text=True,

@@ -1,5 +1,4 @@
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -21,21 +20,6 @@ from tests.fixtures.servers import ServerHandle
 NAMES = names_of(*CUSTOMER.entity, 1)
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def breaker(clock: ManualClock) -> Breaker:
-    return Breaker("l2", clock, random_source=random.Random(0))
-
-
-@pytest.fixture
-def stats() -> KeptStats:
-    return KeptStats()
-
-
 class _CountingConnection(redis.Connection):
     """Counts what is handed to the socket."""
 
@@ -46,34 +30,14 @@ class _CountingConnection(redis.Connection):
         super().send_packed_command(command, check_health)
 
 
-@pytest.fixture
-def client(redis_client: redis.Redis) -> Iterator[redis.Redis]:
-    """As Django's alias connects: no retries, and the budget as the time-out."""
-    options = redis_client.connection_pool.connection_kwargs
-    pool = redis.ConnectionPool(
-        connection_class=_CountingConnection,
-        **{name: options[name] for name in ("host", "port", "password", "username", "db") if name in options},
-        socket_timeout=0.05,
-        socket_connect_timeout=0.05,
-        retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-    )
-    client = redis.Redis(connection_pool=pool)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def l2(client: redis.Redis, breaker: Breaker, stats: KeptStats) -> L2Tier:
-    return L2Tier(SingleNodeWire(lambda: client, breaker), stats)
-
-
 class TestL2Tier(TierContract):
     @pytest.fixture
     def tier(self, l2: L2Tier) -> CacheTier:
         return l2
 
-    def test_a_look_up_is_one_round_trip(self, l2: L2Tier, redis_client: redis.Redis) -> None:
+    def test_a_look_up_is_one_round_trip(self, l2: L2Tier, l2_client: redis.Redis, redis_client: redis.Redis) -> None:
         """However many entities and groups: one HMGET an entity, all sent at once."""
+        l2_client.connection_pool.connection_class = _CountingConnection
         l2.put_many({CUSTOMER: entry(), SAME_ENTITY: entry(), MERCHANT: entry()}, POLICIES)
         redis_client.config_resetstat()
         before = _CountingConnection.sent
@@ -194,9 +158,11 @@ class TestL2Tier(TierContract):
         assert l2.get_many([CUSTOMER], later) == {CUSTOMER: MissReason.SCHEMA}
 
 
-def test_a_hot_entity_has_copies_that_change_with_it(client: redis.Redis, breaker: Breaker, stats: KeptStats) -> None:
+def test_a_hot_entity_has_copies_that_change_with_it(
+    l2_client: redis.Redis, breaker: Breaker, stats: KeptStats
+) -> None:
     """Who reads another copy fills it; a write reaches the copies that exist, an invalidation all of them."""
-    wire = SingleNodeWire(lambda: client, breaker)
+    wire = SingleNodeWire(lambda: l2_client, breaker)
     own, *others = (L2Tier(wire, stats, partitions=16, replica_of=_always(replica)) for replica in range(REPLICAS))
     own.put_many({CUSTOMER: entry(1)}, POLICIES)
     assert others[0].get_many([CUSTOMER], POLICIES) == {CUSTOMER: MissReason.COLD}

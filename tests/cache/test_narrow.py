@@ -20,7 +20,7 @@ def _bits(values: tuple[float, ...]) -> bytes:
     return struct.pack(f"<{len(values)}d", *values)
 
 
-@given(st.lists(_numbers, max_size=120).map(tuple))
+@given(st.lists(_numbers, max_size=MOST_NUMBERS).map(tuple))
 @example((-0.0, 0.0, 1e300, -1e300, 5e-324, 2.2e-308, 0.1, 1.005, 655.35, 655.36, 42949672.95, 42949672.96))
 @example((255.0, 256.0, 65535.0, 65536.0, 4294967295.0, 4294967296.0, -1.0, -2147483648.0, -2147483649.0))
 @example((1.0, 300.0, 70000.0, -1.0, 0.25, 700.25, 0.5, 1 / 3))  # all eight kinds
@@ -32,23 +32,23 @@ def test_numbers_come_back_bit_for_bit(values: tuple[float, ...]) -> None:
 
 
 def test_each_number_has_the_width_of_its_kind() -> None:
-    """Fifty features: counts of 1 byte, amounts of 2, shares of 4, and 17 bytes that say which is which."""
+    """Fifty features: counts of 1 byte, amounts of 2, shares of 4, and 16 bytes that say which is which."""
     random = Random(1)
     values = [float(random.randrange(256)) for _ in range(17)]
     values += [random.randrange(655) + 0.37 for _ in range(17)]
     values += [struct.unpack("<f", struct.pack("<f", random.uniform(0.001, 1)))[0] for _ in range(16)]
     random.shuffle(values)
-    assert len(pack(values)) == 17 + 17 * 1 + 17 * 2 + 16 * 4
+    assert len(pack(values)) == 16 + 17 * 1 + 17 * 2 + 16 * 4
 
 
-@pytest.mark.parametrize("count", [0, 1, 4, 5, 64, 65, MOST_NUMBERS])
+@pytest.mark.parametrize("count", [0, 1, 4, 5, MOST_NUMBERS])
 def test_vectors_of_any_length_that_is_allowed_come_back(count: int) -> None:
-    """Whether their plan is kept or not."""
+    """A mask is read four numbers at a time; what is left over of the last four is nobody's."""
     values = tuple(number / 8 for number in range(count))
     assert unpack(pack(values)) == values
 
 
-@given(st.lists(_numbers, min_size=1, max_size=70).map(tuple), st.data())
+@given(st.lists(_numbers, min_size=1, max_size=MOST_NUMBERS).map(tuple), st.data())
 def test_torn_bytes_are_refused(values: tuple[float, ...], data: st.DataObject) -> None:
     """Cut anywhere, or with bytes behind them."""
     packed = pack(values)
@@ -58,8 +58,8 @@ def test_torn_bytes_are_refused(values: tuple[float, ...], data: st.DataObject) 
 
 
 @given(st.binary(max_size=200))
-@example(b"\xff\xff\0\0" + bytes(20_000))  # more numbers than are allowed
-@example(b"\1\0\x0f\0\0\0\0")  # a kind that does not exist
+@example(b"\xff\0\0" + bytes(2_000))  # more numbers than are allowed
+@example(b"\1\x0f\0\0\0")  # a kind that does not exist
 def test_any_bytes_are_numbers_or_an_error_that_the_codec_knows(packed: bytes) -> None:
     with suppress(ValueError, struct.error):
         assert all(type(number) is float for number in unpack(packed))

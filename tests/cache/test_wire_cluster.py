@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 from django.core.cache import caches
+from redis.cluster import ClusterNode
 from redis.crc import key_slot
 
 from mlserve.cache.breaker import FIRST_INTERVAL_S, LONGEST_INTERVAL_S, State
@@ -26,8 +27,8 @@ from tests.cache.wire_contract import (
     key,
     l2_at,
     put,
-    seconds,
     states,
+    timed,
     wire_to_l2,
 )
 from tests.fixtures.clock import ManualClock
@@ -71,8 +72,7 @@ def test_several_nodes_cost_the_time_of_one(scene: Scene, cluster_topology: Clus
     assert len(one_each) == PRIMARIES
     scene.wire.ask([get(number) for number in KEYS])
     waiting = [command(b"BLPOP", key(number) + b"list", b"0.1") for number in one_each]
-    replies: list[Any] = []
-    took_s = seconds(lambda: replies.extend(scene.wire.ask(waiting)))
+    replies, took_s = timed(lambda: scene.wire.ask(waiting))
     assert replies == [None] * PRIMARIES
     assert 0.1 <= took_s < 0.1 * PRIMARIES
 
@@ -83,8 +83,7 @@ def test_a_frozen_node_costs_one_timeout_and_the_others_answer(scene: Scene, clu
     lost = _of(cluster_topology, scene.victim)  # type: ignore[arg-type]
     assert 0 < len(lost) < len(KEYS)
     scene.victim.freeze()
-    replies: list[Any] = []
-    took_s = seconds(lambda: replies.extend(scene.wire.ask([get(number) for number in KEYS])))
+    replies, took_s = timed(lambda: scene.wire.ask([get(number) for number in KEYS]))
     assert took_s < 2 * TIMEOUT_S
     for expected_reason in (MissReason.TIMEOUT, MissReason.BREAKER):
         expected = [expected_reason if number in lost else b"value-%d" % number for number in KEYS]
@@ -267,6 +266,40 @@ def test_the_map_is_asked_for_once_in_an_interval(scene: Scene) -> None:
     assert not cluster_map.begin_refresh()
     scene.clock.advance(REFRESH_INTERVAL_S)
     assert cluster_map.begin_refresh()
+
+
+def test_a_refresh_asks_the_seeds_too_and_breaks_no_connection(scene: Scene, cluster_topology: ClusterTopology) -> None:
+    """All nodes that were found may have been replaced; a refresh in the middle of the traffic is not felt."""
+    scene.wire.ask([put(number) for number in KEYS])
+    ours = connections([node.client for node in cluster_topology.primaries()])
+    cluster_map = scene.wire._map  # type: ignore[attr-defined]
+    nowhere = ClusterNode("127.0.0.1", 1)
+    before, cluster_map._map = cluster_map._map, None
+    cluster_map._client.nodes_manager.startup_nodes = {nowhere.name: nowhere}
+    scene.clock.advance(REFRESH_INTERVAL_S)
+    assert cluster_map.begin_refresh()
+    cluster_map.wait(1.0)
+    assert cluster_map.known
+    assert {node.pool for node in cluster_map.nodes} == {node.pool for node in before.nodes.values()}
+    assert ours <= connections([node.client for node in cluster_topology.primaries()])
+
+
+def test_a_node_that_has_left_is_no_longer_asked(scene: Scene, cluster_topology: ClusterTopology) -> None:
+    """It says that the cluster is down; a new map names its successor, and the same call has the right answer."""
+    scene.wire.ask([command(b"SET", KEY, b"1")])
+    leaver = cluster_topology.owner(KEY)
+    successor = cluster_topology.replica_of(leaver)
+    cluster_topology.wait_for_replicas()
+    cluster_topology.failover(successor)
+    until(lambda: leaver.info("replication").get("role") == "slave")
+    cluster_topology.expel(leaver)
+    try:
+        until(lambda: cluster_topology.owner(KEY) is successor)
+        scene.clock.advance(REFRESH_INTERVAL_S)
+        assert scene.wire.ask([command(b"GET", KEY), get(1)]) == [b"1", None]
+        assert f"l2:{leaver.address}" not in scene.wire.breakers
+    finally:
+        cluster_topology.readmit(leaver, successor)
 
 
 def test_a_fork_shares_no_connection(scene: Scene, cluster_topology: ClusterTopology) -> None:

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 import redis
@@ -15,13 +16,13 @@ from mlserve.cache.outcome import MissReason
 from mlserve.cache.tiers.sentinel import FOLLOW_INTERVAL_S
 from mlserve.cache.tiers.wire import SINGLE_NODE, ask_node
 from mlserve.cache.wiring import l2_client
-from tests.cache.wire_contract import KEY, Scene, WireContract, command, l2_at, wire_to_l2
+from tests.cache.wire_contract import KEY, TIMEOUT_S, Scene, WireContract, command, l2_at, timed, wire_to_l2
 from tests.fixtures.clock import ManualClock
 from tests.fixtures.servers import ServerHandle
 from tests.fixtures.topologies import SentinelTopology
 
 
-def _pool() -> object:
+def _pool() -> Any:
     return l2_client().connection_pool
 
 
@@ -54,13 +55,20 @@ class TestSentinel(WireContract):
             assert wire.ask([command(b"SET", KEY, b"2")]) == [b"OK"]
             assert sentinel_topology.primary.client.get(KEY) == "2"
 
-    def test_dead_and_frozen_sentinels_are_passed_over(self, sentinel_topology: SentinelTopology) -> None:
-        """One that answers is enough; two that do not cost less than one timeout together."""
-        sentinel_topology.sentinels[0].kill()
-        sentinel_topology.sentinels[1].freeze()
+    @pytest.mark.parametrize("answering", range(3))
+    def test_dead_and_frozen_sentinels_are_passed_over(
+        self, sentinel_topology: SentinelTopology, answering: int
+    ) -> None:
+        """One that answers is enough; the others are asked once each, and cost less than one timeout together."""
+        dead, frozen = (sentinel for at, sentinel in enumerate(sentinel_topology.sentinels) if at != answering)
+        dead.kill()
+        frozen.freeze()
         with l2_at(sentinel_topology.url):
+            _pool().disconnect()
             wire = wire_to_l2(ManualClock())
-            assert wire.ask([command(b"SET", KEY, b"1")]) == [b"OK"]
+            replies, took_s = timed(lambda: wire.ask([command(b"SET", KEY, b"1")]))
+        assert replies == [b"OK"]
+        assert took_s < TIMEOUT_S
 
     def test_no_sentinel_at_all_is_a_dead_node(self, sentinel_topology: SentinelTopology) -> None:
         """Nothing is raised; an open connection to the primary goes on working."""
@@ -73,18 +81,30 @@ class TestSentinel(WireContract):
             l2_client().connection_pool.disconnect()
             assert wire.ask([command(b"GET", KEY)]) == [MissReason.TIMEOUT]
 
-    def test_threads_that_look_for_the_primary_lose_no_sentinel(self, sentinel_topology: SentinelTopology) -> None:
-        """Each discovery moves the Sentinel that answered to the front of a list of its own."""
+    def test_a_discovery_changes_no_list_that_another_thread_goes_through(
+        self, sentinel_topology: SentinelTopology
+    ) -> None:
+        """The Sentinel that answered is asked first the next time; none is ever lost."""
         sentinel_topology.sentinels[0].kill()
         with l2_at(sentinel_topology.url):
-            pool = l2_client().connection_pool
-            threads = [threading.Thread(target=pool.get_master_address) for _ in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            kept = {sentinel.get_connection_kwargs()["port"] for sentinel in pool.sentinel_manager._latest.sentinels}
-        assert kept == {sentinel.port for sentinel in sentinel_topology.sentinels}
+            pool = _pool()
+            before = pool.sentinel_manager._latest.sentinels
+            order = list(before)
+            pool.get_master_address()
+            after = pool.sentinel_manager._latest.sentinels
+        assert before == order
+        assert after is not before
+        assert set(after) == set(before)
+
+
+def test_two_installations_with_one_service_name_have_two_pools() -> None:
+    """A pool belongs to its Sentinels; the name of the service is theirs to the letter."""
+    pools = []
+    for host in ("one", "other"):
+        with l2_at(f"redis+sentinel://{host}.example.com/My.Service/0"):
+            pools.append(_pool())
+    assert pools[0] is not pools[1]
+    assert pools[0].service_name == pools[0].proxy.service_name == "My.Service"
 
 
 @pytest.mark.parametrize("reply", [b"-ASK nonsense\r\n", b"?\r\n", b"*1\r\n$-7\r\n", b"-LOADING wait\r\n", b"$5\r\nab"])

@@ -85,10 +85,11 @@ def wire_to_l2(clock: Clock) -> Wire:
     return make_wire("l2", new_breaker=lambda name: Breaker(name, clock), clock=clock)
 
 
-def seconds(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], list[Any]]) -> tuple[list[Any], float]:
+    """The replies, and the seconds that they took."""
     began = time.monotonic()
-    work()
-    return time.monotonic() - began
+    replies = work()
+    return replies, time.monotonic() - began
 
 
 def states(breakers: Mapping[str, Breaker]) -> set[State]:
@@ -140,17 +141,18 @@ class WireContract:
         """The first call waits once for all its commands, the next ones do not wait."""
         scene.wire.ask([command(b"SET", KEY, b"1")])
         scene.victim.freeze()
-        took_s = seconds(lambda: scene.wire.ask([command(b"GET", KEY)] * 20))
+        _, took_s = timed(lambda: scene.wire.ask([command(b"GET", KEY)] * 20))
         assert TIMEOUT_S * 0.9 < took_s < 2 * TIMEOUT_S
         assert scene.breaker.state is State.OPEN
-        assert seconds(lambda: scene.wire.ask([command(b"GET", KEY)])) < 0.1
-        assert scene.wire.ask([command(b"GET", KEY)]) == [MissReason.BREAKER]
+        replies, took_s = timed(lambda: scene.wire.ask([command(b"GET", KEY)]))
+        assert replies == [MissReason.BREAKER]
+        assert took_s < 0.1
 
     def test_the_caller_can_give_it_less_time(self, scene: Scene) -> None:
         """`timeout_s` is for all commands together."""
         scene.wire.ask([command(b"SET", KEY, b"1")])
         scene.victim.freeze()
-        took_s = seconds(lambda: scene.wire.ask([command(b"GET", KEY)] * 20, timeout_s=0.05))
+        _, took_s = timed(lambda: scene.wire.ask([command(b"GET", KEY)] * 20, timeout_s=0.05))
         assert 0.04 < took_s < TIMEOUT_S * 0.9
 
     def test_what_must_not_be_shed_is_sent_through_an_open_breaker(self, scene: Scene) -> None:

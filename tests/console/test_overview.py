@@ -23,7 +23,9 @@ def _traffic(files: MetricFiles, keys: float) -> None:
     files.counter("mlserve_cache_misses_total", 0.125 * keys, tier="l2", namespace="merchant_risk", reason="cold")
     files.counter("mlserve_source_loads_total", 0.125 * keys, namespace="merchant_risk")
     files.counter("mlserve_scores_total", keys, decision="approve", degraded="false")
-    files.histogram("mlserve_cache_tier_seconds", {0.00001: keys, float("inf"): 0.0}, tier="l1")
+    files.histogram(
+        "mlserve_cache_tier_seconds", {0.00001: keys, float("inf"): 0.0}, tier="l1", namespace="merchant_risk"
+    )
     files.histogram("mlserve_feature_age_seconds", {60.0: keys, 3600.0: 0.0, 10800.0: keys}, namespace="merchant_risk")
     files.gauge("mlserve_breaker_open", 0.0, mode="liveall", tier="l2")
 

@@ -11,7 +11,7 @@ from tests.console.metric_files import MetricFiles
 _COUNT_ONE_HIT = """
 from mlserve.observability import metrics
 metrics.CACHE_HITS.labels("l1", "merchant_risk").inc()
-metrics.CACHE_LATENCY.labels("l1").observe(0.0003)
+metrics.CACHE_LATENCY.labels("l1", "merchant_risk").observe(0.0003)
 metrics.L1_ENTRIES.set(5)
 """
 
@@ -48,6 +48,13 @@ def test_buckets_are_cumulative(files: MetricFiles, metrics_dir: Path) -> None:
         ("mlserve_score_seconds_bucket", "0.01"): 5.0,
         ("mlserve_score_seconds_bucket", "+Inf"): 6.0,
     }
+
+
+def test_look_ups_of_a_tier_add_up_over_feature_groups(files: MetricFiles, metrics_dir: Path) -> None:
+    """The console shows a tier's latency, whatever groups were looked up."""
+    for namespace, count in (("merchant_risk", 2.0), ("customer_profile", 3.0)):
+        files.histogram("mlserve_cache_tier_seconds", {0.001: count}, tier="l2", namespace=namespace)
+    assert read_samples(metrics_dir).counters == {("mlserve_cache_tier_seconds_bucket", "l2", "0.001"): 5.0}
 
 
 def test_a_file_that_was_only_just_made_is_no_obstacle(files: MetricFiles, metrics_dir: Path) -> None:

@@ -17,6 +17,7 @@ from features.definitions import MERCHANT_TRAFFIC
 from features.flush import FlushReport, flush_write_behind
 from features.models import FeatureRow, FlushedBatch
 from features.policies import policies_in_force
+from features.source import read_source
 from features.write_behind import FIELD, STREAM, Batch, Buffer, Delta
 from features.writes import write_through
 from mlserve.cache import wiring
@@ -262,6 +263,8 @@ def test_a_flush_adds_to_the_rows(broker: redis.Redis, merchants: None) -> None:
     row = FeatureRow.objects.get(group=MERCHANT_TRAFFIC.name, entity_id="m1")
     assert (row.values, row.as_of) == ([4, AT - 1, 13.0], NOW + timedelta(seconds=5))
     assert row.version > version
+    key = Key("merchant", "m1", MERCHANT_TRAFFIC.name)
+    assert read_source([key])[key].as_of == row.as_of.timestamp(), "the source does not vouch for what may be under way"
 
 
 def test_a_flush_drops_the_copies_of_what_it_wrote(broker: redis.Redis, merchants: None) -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 _FETCH_TIMEOUT_S = 600
 
 
-def tests_of_django() -> Path:
+def django_tests() -> Path:
     """The directory that holds the package `cache`, fetched if need be."""
     kept = ROOT / "var" / f"django-{django.__version__}-tests"
     if not kept.is_dir():
@@ -57,4 +57,4 @@ def _locked(version: str) -> str:
 
 
 if __name__ == "__main__":
-    tests_of_django()
+    django_tests()

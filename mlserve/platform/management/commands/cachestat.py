@@ -62,9 +62,7 @@ def _print(survey: Survey, console: Console) -> None:
         console.print("No traffic yet: nothing has been looked up in this span.")
     else:
         console.print(_summary(report))
-        _print_table(
-            console, "Tiers", ("tier", "answers", "keys", "hit rate", "look-ups", "p50", "p99"), _tiers(report)
-        )
+        _print_table(console, "Tiers", ("tier", "answers", "keys", "hit rate", "asked", "p50", "p99"), _tiers(report))
         _print_table(
             console,
             "Feature groups",
@@ -113,7 +111,7 @@ def _tiers(report: Report) -> Iterable[tuple[str, ...]]:
             units.share(tier.answered_share),
             units.count(tier.hit_keys),
             units.share(tier.hit_share) if tier.tier in ("l1", "l2") else units.NOTHING,
-            units.rate(tier.lookups_per_s),
+            units.rate(tier.asked_keys_per_s),
             units.latency(tier.p50_s),
             units.latency(tier.p99_s),
         )
