@@ -3,6 +3,7 @@
 from benchmarks.artifact import open_artifact
 from benchmarks.avalanche import open_avalanche
 from benchmarks.contest import Benchmark
+from benchmarks.cost import open_cost
 from benchmarks.frozen import open_frozen
 from benchmarks.herd import open_stampede
 from benchmarks.l1_hit import open_l1
@@ -20,6 +21,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(name="frozen", about="what a frozen Valkey adds to a score", open=open_frozen),
         Benchmark(name="avalanche", about="ten thousand copies that expire together", open=open_avalanche),
         Benchmark(name="memory", about="bytes an entity takes in Redis, against JSON and Feast", open=open_memory),
+        Benchmark(name="cost", about="the price of a read by tier, and from when on it pays", open=open_cost),
         Benchmark(name="artifact", about="one row through ONNX, against scikit-learn", open=open_artifact),
         Benchmark(
             name="penetration", about="ids that never existed, against the same without a filter", open=open_penetration

@@ -94,16 +94,21 @@ def open_l2(_progress: Progress) -> Iterator[list[Contest]]:
 
 
 def _entry(key: Key, random: Random, *, now: float) -> Entry:
-    group = GROUPS[key.group]
-    if group is CUSTOMER_ACTIVITY:
-        values = [now - 31 * 86_400]
-        for _ in range(RECENT_TRANSACTIONS):
-            values += (
-                now - random.randrange(31 * 86_400),
-                round(random.gammavariate(2, 25), 2),
-                random.getrandbits(32),
-            )
-    else:
-        values = [random.uniform(-1, 1000) for _ in group.values]
+    values = made_up_values(key.group, random, now=now)
     now = round(now, 3)  # to the microsecond, as records are
-    return Entry(1_000_000, now, now, tuple(map(float, values)))
+    return Entry(1_000_000, now, now, values)
+
+
+def made_up_values(group_name: str, random: Random, *, now: float) -> tuple[float, ...]:
+    """As long as the group's really are."""
+    group = GROUPS[group_name]
+    if group is not CUSTOMER_ACTIVITY:
+        return tuple(random.uniform(-1, 1000) for _ in group.values)
+    values = [now - 31 * 86_400]
+    for _ in range(RECENT_TRANSACTIONS):
+        values += (
+            now - random.randrange(31 * 86_400),
+            round(random.gammavariate(2, 25), 2),
+            float(random.getrandbits(32)),
+        )
+    return tuple(values)

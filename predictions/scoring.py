@@ -195,7 +195,7 @@ def _predict(
         return {key: Entry(1, now, now, (model.score_one(values),)) for key in keys}
 
     return cache.predictions.read_many(
-        [Key(PREDICTION, _prediction_id(model, values), PREDICTION)],
+        [Key(PREDICTION, prediction_id(model, values), PREDICTION)],
         policies=book.policies,
         loader=compute,
         request=request,
@@ -204,7 +204,7 @@ def _predict(
     )
 
 
-def _prediction_id(model: LoadedModel, values: tuple[float, ...]) -> str:
+def prediction_id(model: LoadedModel, values: tuple[float, ...]) -> str:
     """Full width: whoever shares it has the same model, the same artifact and the same input, bit for bit."""
     digest = blake2b(pack(f"<{len(values)}d", *values), digest_size=32)
     digest.update(f"{model.name}\x00{model.version}\x00{model.digest}".encode())

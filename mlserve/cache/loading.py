@@ -161,7 +161,7 @@ class CoordinatedLoading:
                 self._stats.event("lease_overdue", len(elsewhere))
                 self._do_without(order, elsewhere, loaded)
                 return
-            if leasable is not elsewhere:
+            if pause_s == _FIRST_PAUSE_S:
                 self._stats.event("lease_waited", len(elsewhere))
             self._clock.sleep(pause_s * self._random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

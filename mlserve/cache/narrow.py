@@ -94,7 +94,7 @@ def _at_most_four(kinds: bytes) -> bytes:
 
 @lru_cache(_SHAPES_KEPT)
 def _shape(head: bytes) -> tuple[Struct, tuple[float, ...]]:
-    """How the numbers behind `head` are read, and what each of them, and of the rest of the last four, is divided by."""
+    """How the numbers behind `head` are read, and what each is divided by; there may be up to three divisors more."""
     count, low, high = _head.unpack_from(head)
     codes_of, divisors_of = _meanings(low, high)
     mask = head[_head.size :]

@@ -66,17 +66,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         copies of one moment do not all expire in one moment. Values within the limit are never called stale for it.
         """
         copy_age_s = now - entry.written_at
-        if copy_age_s < -CLOCK_SKEW_S:
-            return Verdict.EXPIRED
         if entry.values is None:
             limit_s = self.negative_ttl_s if max_age_s is None else min(self.negative_ttl_s, max_age_s)
-            return Verdict.FRESH if copy_age_s <= limit_s else Verdict.EXPIRED
+            return Verdict.FRESH if -CLOCK_SKEW_S <= copy_age_s <= limit_s else Verdict.EXPIRED
         if entry.as_of > now + CLOCK_SKEW_S:
             return Verdict.EXPIRED
         allowed_s, age_s = self.allowed_age_s(max_age_s), now - entry.as_of
         if age_s <= min(allowed_s, self.fresh_for_s * life_share):
             return Verdict.FRESH
-        if copy_age_s <= min(RECHECK_LIMIT_S, RECHECK_SHARE * allowed_s):
+        if -CLOCK_SKEW_S <= copy_age_s <= min(RECHECK_LIMIT_S, RECHECK_SHARE * allowed_s):
             return Verdict.FRESH if age_s <= allowed_s else Verdict.STALE_AT_SOURCE
         return Verdict.EXPIRED
 
@@ -89,7 +87,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     def within_grace(self, entry: Entry, *, now: float) -> bool:
         """Whether an expired copy may still serve, flagged, while the source cannot be reached."""
-        return entry.values is not None and now - entry.as_of <= self.fresh_for_s + self.grace_s
+        return entry.values is not None and -CLOCK_SKEW_S <= now - entry.as_of <= self.fresh_for_s + self.grace_s
 
     def keep_for_s(self, entry: Entry) -> float:
         """Upper limit of a copy's stay in Redis, counted from its writing; expiry itself is decided at read."""

@@ -7,16 +7,19 @@ lost, which costs accuracy where there is no pressure, and nothing else. (Caffei
 `segments.py` decides who stays, `window.py` how much of the memory the newest may use.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from random import Random
 from threading import Lock
 from typing import Any
 
+from mlserve.cache.keys import Key
 from mlserve.cache.outcome import MissReason
 from mlserve.cache.segments import GONE, Node, Segments, Sketch, spread
 from mlserve.cache.window import WindowChoice
 
+NO_NAMESPACE = "django"
+"""Of what came through Django's cache API."""
 _UNREPLAYED_READS = 128
 """A write has to replay them: some 100 us at most."""
 _PERIOD_PER_ENTRY = 10
@@ -46,6 +49,8 @@ class TinyLfuStore:
         self.max_bytes = max_bytes
         self.evictions = 0
         """How many entries were pushed out by newer ones so far."""
+        self.evictions_of: Counter[str] = Counter()
+        """The same by namespace."""
         self._weigh = weigh
         self._least_weight = max(1, max_bytes // max_entries)
         self._random = random_source or Random()
@@ -146,6 +151,7 @@ class TinyLfuStore:
             del self._nodes[evicted.key]
             self._departed.note(evicted.key, MissReason.EVICTED)
             self.evictions += 1
+            self.evictions_of[evicted.key.group if isinstance(evicted.key, Key) else NO_NAMESPACE] += 1
         return True
 
     def _replay_reads(self) -> None:

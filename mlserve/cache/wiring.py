@@ -136,7 +136,8 @@ class Engine:
         metrics.L1_ENTRIES.set(len(store))
         metrics.L1_BYTES.set(store.weight_bytes)
         metrics.L3_IN_USE.set(self.l3_limiter.in_use)
-        self._add(metrics.CACHE_EVICTIONS.labels(Tier.L1), "evictions", store.evictions)
+        for namespace, evictions in list(store.evictions_of.items()):
+            self._add(metrics.CACHE_EVICTIONS.labels(Tier.L1, namespace), f"evicted {namespace}", evictions)
         self._add(metrics.L3_REFUSED, "l3_refused", self.l3_limiter.refused)
         self._add(metrics.L2_OVERSIZED, "oversized", self.l2.oversized_removed)
         for breaker in (*self.wire.breakers.values(), self.l3_breaker):

@@ -8,6 +8,7 @@ from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.utils.safestring import SafeString
 
+from mlserve.cache.pays import LEAST_SAMPLES
 from mlserve.console import units
 from mlserve.console.attention import notices
 from mlserve.console.charts import age_chart, share_bar
@@ -109,6 +110,8 @@ def _content(survey: Survey) -> dict[str, object]:
         "hot_keys": survey.hot_keys,
         "ages": [_age_panel(age) for age in report.ages if age.count],
         "group_rows": _group_rows(report),
+        "has_predictions": any(tier.look_up_s or tier.computed_s for tier in report.prediction_cache),
+        "least_samples": LEAST_SAMPLES,
         "tier_rows": [
             TierRow(
                 report=tier,

@@ -6,6 +6,7 @@ of its making. Predictions are kept apart from features, they have their own row
 
 import msgspec
 
+from mlserve.cache.pays import TierPays, Timed, tier_pays
 from mlserve.console.figures import Figures, L2Figures
 from mlserve.console.inforce import InForce, ServingModel
 from mlserve.console.samples import BreakerState
@@ -15,6 +16,7 @@ CACHE_TIERS = ("request", "l1", "l2")
 ANSWERING_TIERS = (*CACHE_TIERS, "l3")
 SOURCE_TIER = "l3"
 PREDICTION = "prediction"
+_COMPUTED = "computed"
 _BYPASS = "bypass"
 DECISIONS = ("approve", "review", "decline")
 
@@ -106,6 +108,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     window_s: float | None
     tiers: tuple[TierReport, ...]
     namespaces: tuple[NamespaceReport, ...]
+    prediction_cache: tuple[TierPays, ...]
+    """Of the model that served in the window, for L1 and L2."""
     source: SourceReport
     scores: ScoreReport
     ages: tuple[AgeReport, ...]
@@ -129,6 +133,7 @@ def report_on(window: Window, figures: Figures, in_force: InForce) -> Report:
         window_s=window.seconds,
         tiers=tuple(_tier(window, tier) for tier in ANSWERING_TIERS),
         namespaces=tuple(_namespace(window, namespace) for namespace in _namespaces(window)),
+        prediction_cache=tuple(_prediction_cache(window, tier) for tier in ("l1", "l2")),
         source=_source(window),
         scores=_scores(window),
         ages=tuple(
@@ -229,6 +234,25 @@ def _namespace(window: Window, namespace: str) -> NamespaceReport:
         loads_per_s=window.per_second(loads),
         stale=int(window.total("mlserve_features_stale_total", namespace)),
         defaulted=int(window.total("mlserve_features_defaulted_total", namespace)),
+    )
+
+
+def _prediction_cache(window: Window, tier: str) -> TierPays:
+    reasons = window.by_label("mlserve_cache_misses_total", tier, PREDICTION)
+    return tier_pays(
+        tier=tier,
+        look_ups=_timed(window, tier),
+        computed=_timed(window, _COMPUTED),
+        hits=int(window.total("mlserve_cache_hits_total", tier, PREDICTION)),
+        misses=int(sum(value for reason, value in reasons.items() if reason != _BYPASS)),
+    )
+
+
+def _timed(window: Window, tier: str) -> Timed:
+    """Look-ups of predictions in one tier."""
+    return Timed(
+        int(window.total("mlserve_cache_tier_seconds_count", tier, PREDICTION)),
+        window.total("mlserve_cache_tier_seconds_sum", tier, PREDICTION),
     )
 
 

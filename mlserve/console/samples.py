@@ -30,6 +30,8 @@ _LABELS: dict[str, tuple[str, ...]] = {
     "mlserve_scores_total": ("decision", "degraded"),
     "mlserve_journal_spooled_total": (),
     "mlserve_cache_tier_seconds_bucket": ("tier", "le"),  # all namespaces together
+    "mlserve_cache_tier_seconds_count": ("tier", "namespace"),
+    "mlserve_cache_tier_seconds_sum": ("tier", "namespace"),
     "mlserve_feature_age_seconds_bucket": ("namespace", "le"),
     "mlserve_score_seconds_bucket": ("le",),
     "mlserve_journal_commit_seconds_bucket": ("le",),

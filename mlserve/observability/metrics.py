@@ -33,7 +33,9 @@ L3_IN_USE = Gauge("mlserve_l3_reads_in_use", "Reads of Postgres under way.", mul
 L3_REFUSED = Counter("mlserve_l3_reads_refused_total", "Reads of Postgres that found no place under the cap.")
 L2_OVERSIZED = Counter("mlserve_l2_oversized_removed_total", "Values under our names too large to be ours, removed.")
 CACHE_WRITES_REFUSED = Counter("mlserve_cache_fill_refused_total", "Copies that were not stored.", ["tier", "reason"])
-CACHE_EVICTIONS = Counter("mlserve_cache_evictions_total", "Entries pushed out of L1 by newer ones.", ["tier"])
+CACHE_EVICTIONS = Counter(
+    "mlserve_cache_evictions_total", "Entries pushed out of L1 by newer ones.", ["tier", "namespace"]
+)
 L1_ENTRIES = Gauge("mlserve_l1_entries", "Entries in L1.", multiprocess_mode="livesum")
 L1_BYTES = Gauge("mlserve_l1_bytes", "Estimated size of L1.", multiprocess_mode="livesum")
 BREAKER_OPEN = Gauge(

@@ -128,7 +128,8 @@ def _sentinel_options(address: RedisAddress, common: Mapping[str, Any]) -> dict[
     own = {"username": address.sentinel_username, "password": address.sentinel_password}
     tls = {"ssl": True} if address.tls else {}
     return {
-        "CLIENT_CLASS": "django_redis.client.SentinelClient",
+        # And not django-redis' SentinelClient, which reads from replicas: they can be behind what was invalidated.
+        "CLIENT_CLASS": "django_redis.client.DefaultClient",
         "CONNECTION_FACTORY": "mlserve.cache.tiers.sentinel.SentinelFactory",
         "SENTINELS": list(address.nodes),
         "SENTINEL_SERVICE": address.service,

@@ -1,6 +1,7 @@
 """L2 on the tests' own Valkey, with a clock and statistics that a test can look at."""
 
 import random
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -49,3 +50,25 @@ def l2_client(redis_client: redis.Redis) -> Iterator[redis.Redis]:
 @pytest.fixture
 def l2(l2_client: redis.Redis, breaker: Breaker, stats: KeptStats) -> L2Tier:
     return L2Tier(SingleNodeWire(lambda: l2_client, breaker), stats)
+
+
+_find_classes: list[str] | None = None
+
+
+def _watch(event: str, _arguments: object) -> None:
+    if _find_classes is not None and event == "pickle.find_class":
+        _find_classes.append(event)
+
+
+@pytest.fixture(scope="session")
+def _audit_hook() -> None:
+    sys.addaudithook(_watch)  # stays for the rest of the process, but only looks while `unpickled` lives
+
+
+@pytest.fixture
+def unpickled(_audit_hook: None) -> Iterator[list[str]]:
+    """Grows with every class that an unpickling looks for, in any thread."""
+    global _find_classes
+    _find_classes = []
+    yield _find_classes
+    _find_classes = None

@@ -117,7 +117,7 @@ class MemoryTier(LocalTier, SharedTier):
         held = self.held.get(key)
         if isinstance(seen, Entry):
             return held is None or identity(held) != identity(seen)
-        return held is not None and seen in (MissReason.COLD, MissReason.INVALIDATED)
+        return held is not None and seen not in (MissReason.DECODE, MissReason.SCHEMA)
 
     def fill_many(
         self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], leases: Mapping[Entity, LeaseToken]

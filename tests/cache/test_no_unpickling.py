@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,32 +16,12 @@ from mlserve.cache.tiers.l1_locmem import MutableValueError
 from mlserve.cache.wiring import engine, l2_client, reset
 from tests.cache.doubles import entry, policy
 
-_seen: list[str] | None = None
-
 
 class Bomb:
     """Unpickled, it would run a command."""
 
     def __reduce__(self) -> Any:
         return os.getenv, ("PATH",)
-
-
-def _watch(event: str, _arguments: object) -> None:
-    if _seen is not None and event == "pickle.find_class":
-        _seen.append(event)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hook() -> None:
-    sys.addaudithook(_watch)  # stays for the rest of the process, but only looks while `unpickled` lives
-
-
-@pytest.fixture
-def unpickled() -> Iterator[list[str]]:
-    global _seen
-    _seen = []
-    yield _seen
-    _seen = None
 
 
 @pytest.fixture(autouse=True)

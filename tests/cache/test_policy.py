@@ -106,9 +106,17 @@ def test_an_entry_must_have_as_many_numbers_as_its_namespace(
 
 @pytest.mark.parametrize("ahead_s", [CLOCK_SKEW_S + 1, 1e9])
 def test_a_copy_from_the_future_is_expired(ahead_s: float) -> None:
-    """Beyond what hosts' clocks may differ by; it would be fresh until then."""
+    """Beyond what hosts' clocks may differ by; it would be fresh until then. It is no spare copy either."""
     by_age = Entry(1, NOW + ahead_s, NOW, (1.0,))
-    by_copy = Entry(1, NOW, NOW + ahead_s, (1.0,))
+    checked = Entry(1, NOW - 3600, NOW + ahead_s, (1.0,))
     forgotten = Entry(0, NOW, NOW + ahead_s, None)
-    for held in (by_age, by_copy, forgotten):
+    for held in (by_age, checked, forgotten):
         assert policy().verdict(held, now=NOW, max_age_s=None) is Verdict.EXPIRED
+    assert not policy().within_grace(by_age, now=NOW)
+
+
+def test_values_within_their_limit_are_fresh_whenever_they_were_read() -> None:
+    """A clock that was put back makes no stampede of copies that were read a while ago."""
+    put_back = Entry(1, NOW - 30, NOW + 3600, (1.0,))
+    assert policy().verdict(put_back, now=NOW, max_age_s=None) is Verdict.FRESH
+    assert policy().verdict(put_back, now=NOW + 31, max_age_s=None) is Verdict.EXPIRED

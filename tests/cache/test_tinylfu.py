@@ -180,6 +180,23 @@ def test_what_was_just_put_is_there() -> None:
         assert store.weight_bytes <= 1_000
 
 
+def test_an_entry_weighs_what_its_value_weighs_now() -> None:
+    """Put again under its key, larger or smaller, it counts with its new size."""
+    store = _store(10, 1_000)
+    for length, weight in ((10, 100), (700, 700), (900, 900), (300, 300), (0, 100)):
+        store.put("key", "x" * length)
+        assert store.weight_bytes == weight
+
+
+def test_fame_fades() -> None:
+    """What was asked for often is forgotten when enough else was asked for since."""
+    store = _store(100)
+    for key in [*["famous"] * 20, *range(5_000)]:
+        store.put(key, "x")
+    assert store._sketch.count(spread("famous")) <= 5
+    assert store._sketch.added <= 10 * 100
+
+
 def test_more_entries_than_allowed_are_never_held() -> None:
     """Though the least weight is rounded down, and though entries weigh nothing."""
     store = _store(7, 10)
@@ -187,6 +204,7 @@ def test_more_entries_than_allowed_are_never_held() -> None:
         store.put(key, "")
         assert len(store) <= 7
     assert (len(store), store.evictions) == (7, 43)
+    assert store.evictions_of == {"django": 43}
 
 
 def test_a_value_larger_than_the_store_leaves_nothing_behind() -> None:

@@ -97,6 +97,17 @@ class TestSentinel(WireContract):
         assert set(after) == set(before)
 
 
+def test_nothing_is_read_from_a_replica(sentinel_topology: SentinelTopology) -> None:
+    """Plain Django reads go to the primary too: a replica can still have what was deleted."""
+    replica = next(server for server in sentinel_topology.servers if server is not sentinel_topology.primary)
+    with l2_at(sentinel_topology.url):
+        caches["l2"].set("name", 1)
+        replica.client.config_resetstat()
+        assert [caches["l2"].get("name") for _ in range(10)] == [1] * 10
+        assert caches["l2"].get_many(["name"]) == {"name": 1}
+    assert not {"cmdstat_get", "cmdstat_mget"} & replica.info("commandstats").keys()
+
+
 def test_two_installations_with_one_service_name_have_two_pools() -> None:
     """A pool belongs to its Sentinels; the name of the service is theirs to the letter."""
     pools = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
-from tests.console.metric_files import MetricFiles
+from tests.console.metric_files import MetricFiles, predictions
 from tests.fixtures.servers import ServerHandle
 
 pytestmark = pytest.mark.django_db
@@ -60,3 +60,17 @@ def test_a_span_that_is_not_kept_is_a_usage_error(window: str) -> None:
     with pytest.raises(CommandError, match="3600") as caught:
         _run("--window", window)
     assert caught.value.returncode == 2
+
+
+def test_it_says_whether_the_prediction_cache_pays(files: MetricFiles) -> None:
+    """In both forms, with the numbers that say why."""
+    predictions(files)
+    text = _run("--window", "0")
+    title, table = text.partition("Prediction cache")[1:]
+    assert title
+    l1, l2 = (next(line for line in table.splitlines() if line.startswith(tier)) for tier in ("l1 ", "l2 "))
+    assert " pays" in l1 and "75.0" in l1 and "10.0" in l1
+    assert "does not pay" in l2
+    document = json.loads(_run("--json", "--window", "0"))["prediction_cache"]
+    assert [(tier["tier"], tier["pays"]) for tier in document] == [("l1", "pays"), ("l2", "does not pay")]
+    assert document[0]["computed_s"] == pytest.approx(1e-5)

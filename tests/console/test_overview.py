@@ -9,7 +9,7 @@ from redis import Redis
 
 from mlserve.cache.hotkeys import HotKeyCounter
 from mlserve.console.figures import collect_figures, record_figures
-from tests.console.metric_files import MetricFiles
+from tests.console.metric_files import MetricFiles, predictions
 from tests.fixtures.servers import ServerHandle
 
 pytestmark = pytest.mark.django_db
@@ -137,3 +137,13 @@ def test_nonsense_means_the_defaults(query: str, as_operator: Client) -> None:
     html = _text(as_operator, query)
     assert "nonsense" not in html
     assert 'http-equiv="refresh"' not in html
+
+
+@pytest.mark.usefixtures("series", "redis_client")
+def test_the_page_says_whether_the_prediction_cache_pays(as_operator: Client, files: MetricFiles) -> None:
+    """A row for each tier; without predictions a sentence and no row."""
+    assert "No predictions in this span" in _text(as_operator, "?window=all")
+    predictions(files)
+    html = _text(as_operator, "?window=all").partition("<h2>Prediction cache")[2].partition("</section>")[0]
+    assert "<td>pays</td>" in html and "<td>does not pay</td>" in html
+    assert "No predictions" not in html

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from mlserve.cache.pays import Pays
 from mlserve.console.attention import notices
 from mlserve.console.figures import Figures, L2Figures
 from mlserve.console.inforce import InForce, ServingModel
@@ -133,3 +134,29 @@ def test_what_is_broken_comes_with_its_name() -> None:
         assert part in text
     full = _report({}, l2=L2Figures(reachable=True, used_bytes=95, max_bytes=100, eviction_policy="volatile-lfu"))
     assert "95.0" in notices(full, history_error="")[0].text
+
+
+def test_the_prediction_cache_is_judged_by_predictions_alone() -> None:
+    """L1 is quicker than the model and hits often enough, L2 is slower than the model; features are not in it."""
+    report = _report(
+        {
+            ("mlserve_cache_tier_seconds_count", "l1", "prediction"): 200,
+            ("mlserve_cache_tier_seconds_sum", "l1", "prediction"): 200 * 2e-6,
+            ("mlserve_cache_tier_seconds_count", "l1", "merchant_risk"): 200,
+            ("mlserve_cache_tier_seconds_sum", "l1", "merchant_risk"): 200 * 1.0,
+            ("mlserve_cache_tier_seconds_count", "l2", "prediction"): 200,
+            ("mlserve_cache_tier_seconds_sum", "l2", "prediction"): 200 * 1e-4,
+            ("mlserve_cache_tier_seconds_count", "computed", "prediction"): 200,
+            ("mlserve_cache_tier_seconds_sum", "computed", "prediction"): 200 * 1e-5,
+            ("mlserve_cache_hits_total", "l1", "prediction"): 100,
+            ("mlserve_cache_misses_total", "l1", "prediction", "cold"): 100,
+            ("mlserve_cache_misses_total", "l1", "prediction", "bypass"): 900,
+        }
+    )
+    l1, l2 = report.prediction_cache
+    assert (l1.tier, l1.pays, l1.hit_share, l2.tier, l2.pays) == ("l1", Pays.YES, 0.5, "l2", Pays.NO)
+    assert l1.needed_share is not None and abs(l1.needed_share - 0.2) < 1e-9
+
+
+def test_without_predictions_nothing_is_known_of_their_cache() -> None:
+    assert {tier.pays for tier in _report({}).prediction_cache} == {Pays.UNKNOWN}

@@ -51,10 +51,14 @@ def test_buckets_are_cumulative(files: MetricFiles, metrics_dir: Path) -> None:
 
 
 def test_look_ups_of_a_tier_add_up_over_feature_groups(files: MetricFiles, metrics_dir: Path) -> None:
-    """The console shows a tier's latency, whatever groups were looked up."""
+    """The console shows a tier's latency, whatever groups were looked up; their number it keeps apart."""
     for namespace, count in (("merchant_risk", 2.0), ("customer_profile", 3.0)):
         files.histogram("mlserve_cache_tier_seconds", {0.001: count}, tier="l2", namespace=namespace)
-    assert read_samples(metrics_dir).counters == {("mlserve_cache_tier_seconds_bucket", "l2", "0.001"): 5.0}
+    assert read_samples(metrics_dir).counters == {
+        ("mlserve_cache_tier_seconds_bucket", "l2", "0.001"): 5.0,
+        ("mlserve_cache_tier_seconds_count", "l2", "merchant_risk"): 2.0,
+        ("mlserve_cache_tier_seconds_count", "l2", "customer_profile"): 3.0,
+    }
 
 
 def test_a_file_that_was_only_just_made_is_no_obstacle(files: MetricFiles, metrics_dir: Path) -> None:

@@ -66,16 +66,18 @@ class L2Tier:
         replies = self.wire.ask(commands, timeout_s=timeout_s)
         found: Found = {}
         for command, (entity, of_entity), reply in zip(commands, entities.items(), replies, strict=True):
-            if reply is MissReason.TIMEOUT:
+            too_large = self._read_reply(found, reply, of_entity, names[entity].digest, policies)
+            if too_large or reply is MissReason.TIMEOUT:
                 self._suspects.append(command)
-            self._read_reply(found, reply, of_entity, names[entity].digest, policies)
         return found
 
     peek_many = get_many
 
     def _read_reply(
         self, found: Found, reply: Any, keys: Sequence[Key], digest: bytes, policies: Mapping[str, Policy]
-    ) -> None:
+    ) -> bool:
+        """Adds to `found`. Whether there was a record too large to be ours."""
+        too_large = False
         if isinstance(reply, MissReason):
             for key in keys:
                 found[key] = reply
@@ -85,7 +87,10 @@ class L2Tier:
                 found[key] = MissReason.DECODE
         else:
             for key, record in zip(keys, reply, strict=True):
-                found[key] = _judge(record, key, digest, policies[key.group])
+                held = found[key] = _judge(record, key, digest, policies[key.group])
+                if held is MissReason.DECODE and isinstance(record, bytes) and len(record) > codec.MAX_RECORD_BYTES:
+                    too_large = True
+        return too_large
 
     # --- the right to load ---
 
@@ -195,12 +200,15 @@ class L2Tier:
     # --- upkeep, off the request path ---
 
     def probe(self) -> None:
-        """Asks nodes that were away whether they are back, and removes values so large that reading them timed out."""
+        """Asks nodes that were away whether they are back, and removes values that are too large to be ours."""
         self.wire.probe()
-        while self._suspects:
+        for _ in range(len(self._suspects)):
             suspect = self._suspects.popleft()
             lengths = self.wire.ask([_lengths_command(suspect.name, field) for field in _fields_of(suspect)])
-            if any(isinstance(length, int) and length > codec.MAX_RECORD_BYTES for length in lengths):
+            if any(isinstance(length, MissReason) for length in lengths):
+                # The value has opened the breaker, maybe: it is looked at when the node is asked again.
+                self._suspects.append(suspect)
+            elif any(isinstance(length, int) and length > codec.MAX_RECORD_BYTES for length in lengths):
                 self.wire.ask([Command(suspect.name, pack(b"UNLINK", suspect.name))], shed=False)
                 self.oversized_removed += 1
 

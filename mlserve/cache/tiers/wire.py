@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import redis
 from redis.exceptions import MaxConnectionsError, ResponseError
 
-from mlserve.cache.breaker import Breaker
+from mlserve.cache.breaker import Breaker, State
 from mlserve.cache.outcome import MissReason
 
 SINGLE_NODE = "l2"
@@ -140,7 +140,7 @@ class Exchange:
         try:
             replies = [self._reply(deadline) for _ in self._commands]
         except redis.TimeoutError as error:
-            if hurried:
+            if hurried and self._breaker.state is State.CLOSED:  # whoever was let through to probe must report
                 self.close()
             else:
                 self._fail(error)

@@ -69,6 +69,12 @@ def _print(survey: Survey, console: Console) -> None:
             ("group", "keys", "L1", "L2", "loads", "age p50", "age p99", "limit", "stale", "defaults"),
             _groups(report),
         )
+        _print_table(
+            console,
+            f"Prediction cache of {report.model.name} {report.model.version}" if report.model else "Prediction cache",
+            ("tier", "verdict", "look-up", "computing", "hit rate", "needed"),
+            _prediction_cache(report),
+        )
         _print_table(console, "Misses", ("tier", "reason", "keys"), _misses(report))
     if survey.hot_keys:
         rows = ((key.kind, key.id, f"{key.per_minute:,.1f}/min") for key in survey.hot_keys)
@@ -132,6 +138,18 @@ def _groups(report: Report) -> Iterable[tuple[str, ...]]:
             units.span(age.limit_s) if age else units.NOTHING,
             units.count(row.stale),
             units.count(row.defaulted),
+        )
+
+
+def _prediction_cache(report: Report) -> Iterable[tuple[str, ...]]:
+    for tier in report.prediction_cache:
+        yield (
+            tier.tier,
+            tier.pays,
+            units.latency(tier.look_up_s),
+            units.latency(tier.computed_s),
+            units.share(tier.hit_share),
+            units.share(tier.needed_share),
         )
 
 
