@@ -212,7 +212,7 @@ class Cascade:
                 self._look_below(search, budget)
         finally:
             # Copies past their limit as well: who waited without asking L2 has none of its own to fall back to.
-            flights.land(flight, mine, search.found, search.expired, refreshing=bool(search.refreshing))
+            flights.land(flight, mine, {**search.found}, {**search.expired}, refreshing=bool(search.refreshing))
         left = search.open
         search.open = []
         if others:

@@ -82,18 +82,16 @@ class Filler:
                     self._queue.task_done()
 
     def _write(self, fills: list[Fill]) -> None:
-        """In two trips at most. Of two leases of one entity the first was lost, or the second not granted."""
+        """In two trips, but for entities that were leased again: of their leases one was lost, and L2 knows which."""
         policies = fills[-1].policies
         leased: dict[Key, Entry] = {}
         leases: dict[Entity, LeaseToken] = {}
         free: dict[Key, Entry] = {}
         for fill in fills:
             if fill.leases is not None:
-                lost = [key for key in leased if key.entity in fill.leases]
-                for key in lost:
-                    del leased[key]
-                if lost:
-                    self._stats.fill_refused(Tier.L2, "lease", len(lost))
+                if leases.keys() & fill.leases.keys():
+                    self._fill(leased, policies, leases)
+                    leased, leases = {}, {}
                 leased.update(fill.entries)
                 leases.update(fill.leases)
                 continue
@@ -101,11 +99,16 @@ class Filler:
                 held = free.get(key)
                 if held is None or held.version <= entry.version:
                     free[key] = entry
-        if leased or leases:
-            self._tier.fill_many(leased, policies, leases)
-            self._tier.release({entity: lease for entity, lease in leases.items() if not _covers(leased, entity)})
+        if leases:
+            self._fill(leased, policies, leases)
         if free:
             self._tier.put_many(free, policies)
+
+    def _fill(
+        self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], leases: Mapping[Entity, LeaseToken]
+    ) -> None:
+        self._tier.fill_many(entries, policies, leases)
+        self._tier.release({entity: lease for entity, lease in leases.items() if not _covers(entries, entity)})
 
 
 def _covers(entries: Mapping[Key, Entry], entity: Entity) -> bool:

@@ -13,7 +13,7 @@ import msgspec
 from mlserve.cache.clock import Clock
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
-from mlserve.cache.loading import Loader, SourceUnavailable, measured
+from mlserve.cache.loading import Loader, measured
 from mlserve.cache.outcome import MissReason
 from mlserve.cache.policy import Policy
 from mlserve.cache.stats import Stats
@@ -53,7 +53,7 @@ def renew(
     started = clock.monotonic()
     try:
         read = loader(mine)
-    except SourceUnavailable:
+    except BaseException:  # a worker's time limit as well: the lease must not outlive its holder
         l2.release(answer.granted)
         raise
     cost_s = (clock.monotonic() - started) / max(1, len({key.entity for key in mine}))

@@ -4,6 +4,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from mlserve.cache.bloom import Membership
 from mlserve.cache.codec import identity
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
@@ -188,6 +189,22 @@ class KeptStats(NullStats):
             if where is tier:
                 reasons[reason] += count
         return sum(len(ages) for ages in self.ages[tier].values()), dict(reasons)
+
+
+class KnownIds(Membership):
+    """Only these entities may exist. `told` keeps what the source said of them."""
+
+    def __init__(self, *known: Entity) -> None:
+        self._known = set(known)
+        self.asked: list[Entity] = []
+        self.told: dict[Entity, bool] = {}
+
+    def may_exist(self, kind: str, entity_id: str) -> bool:
+        self.asked.append((kind, entity_id))
+        return (kind, entity_id) in self._known
+
+    def observed(self, kind: str, entity_id: str, *, exists: bool) -> None:
+        self.told[kind, entity_id] = exists
 
 
 class MemorySource:

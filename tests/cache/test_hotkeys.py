@@ -3,7 +3,15 @@ import threading
 import pytest
 import redis
 
-from mlserve.cache.hotkeys import MINUTES, HotKeyCounter, read_hot_keys
+from mlserve.cache.hotkeys import (
+    HOT_PER_MINUTE,
+    HOT_SHARE,
+    MINUTES,
+    HotKey,
+    HotKeyCounter,
+    HotReplicas,
+    read_hot_keys,
+)
 
 NOON = 1_700_000_000.0 - 1_700_000_000.0 % 60
 
@@ -92,3 +100,31 @@ def test_no_count_is_lost_between_threads(redis_client: redis.Redis) -> None:
     counter.publish(redis_client, now=NOON)
     (member,) = redis_client.zrange(redis_client.keys()[0], 0, -1, withscores=True)
     assert member[1] == 1_500
+
+
+def test_processes_read_different_copies_of_what_is_hot() -> None:
+    """By their place, evenly; everything else, and everything before anything was measured, from its own partition."""
+    hot = HotKey("customer", "hot", HOT_PER_MINUTE)
+    places = [HotReplicas(3, place=place) for place in range(6)]
+    assert {replicas.replica_of("customer", "hot") for replicas in places} == {0}
+    for replicas in places:
+        replicas.choose([hot])
+    assert [replicas.replica_of("customer", "hot") for replicas in places] == [0, 1, 2, 0, 1, 2]
+    assert {replicas.replica_of("merchant", "hot") for replicas in places} == {0}
+
+
+@pytest.mark.parametrize(
+    ("per_minute", "others", "hot"),
+    [
+        (HOT_PER_MINUTE, 0, True),
+        (HOT_PER_MINUTE - 1, 0, False),
+        (HOT_PER_MINUTE, HOT_PER_MINUTE / HOT_SHARE - HOT_PER_MINUTE, True),
+        (HOT_PER_MINUTE, HOT_PER_MINUTE / HOT_SHARE, False),
+    ],
+)
+def test_hot_is_what_is_asked_for_often_and_by_a_good_share(per_minute: float, others: float, hot: bool) -> None:
+    """Of what was measured; what was hot and is not any more is read from its own partition again."""
+    replicas = HotReplicas(3, place=1)
+    replicas.choose([HotKey("customer", "a", HOT_PER_MINUTE)])
+    replicas.choose([HotKey("customer", "a", per_minute), HotKey("customer", "rest", others)])
+    assert replicas.replica_of("customer", "a") == hot

@@ -8,6 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mlserve.cache.codec import encode
+from mlserve.cache.entry import Entry
+from mlserve.cache.keys import Key, names_of
 from mlserve.cache.narrow import MOST_NUMBERS, pack, unpack
 
 _cents = st.integers(0, 2**33).map(lambda cents: cents / 100)
@@ -39,6 +42,22 @@ def test_each_number_has_the_width_of_its_kind() -> None:
     values += [struct.unpack("<f", struct.pack("<f", random.uniform(0.001, 1)))[0] for _ in range(16)]
     random.shuffle(values)
     assert len(pack(values)) == 16 + 17 * 1 + 17 * 2 + 16 * 4
+
+
+@pytest.mark.parametrize(("length", "bytes_each"), [(MOST_NUMBERS, 1), (MOST_NUMBERS + 1, 4)])
+def test_records_hold_vectors_of_up_to_64_numbers_by_their_kinds(length: int, bytes_each: int) -> None:
+    """Longer ones as floats; the rest of a record is 50 bytes and the bits that say which is which."""
+    key, now = Key("customer", "c1", "profile"), 1_700_000_000.0
+    record = encode(key, names_of("customer", "c1", 1).digest, 1, Entry(1, now, now, (7.0,) * length))
+    assert 0 < len(record) - bytes_each * length < 50 + length / 4
+
+
+def test_a_longer_vector_than_is_ever_packed_is_refused() -> None:
+    """Whoever could have shapes of any length kept could fill the memory of every process."""
+    one = pack((7.0,) * MOST_NUMBERS)
+    longer = bytes((MOST_NUMBERS + 1,)) + one[1:3] + bytes(17) + b"\7" * (MOST_NUMBERS + 1)
+    with pytest.raises(ValueError, match="no packed numbers"):
+        unpack(longer)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, MOST_NUMBERS])

@@ -13,18 +13,13 @@ import pytest
 import redis
 
 from mlserve.cache.breaker import FIRST_INTERVAL_S, Breaker, State
-from mlserve.cache.budget import Budget
-from mlserve.cache.cascade import Cascade
 from mlserve.cache.codec import IDENTITY_BYTES, MAX_RECORD_BYTES, encode
 from mlserve.cache.entry import Entry
-from mlserve.cache.filler import Filler
 from mlserve.cache.keys import Key, names_of
-from mlserve.cache.loading import CoordinatedLoading
-from mlserve.cache.negatives import NegativeQuota
 from mlserve.cache.outcome import MissReason, Outcome, Tier
 from mlserve.cache.tiers.l2_redis import L2Tier
-from mlserve.cache.tiers.request import RequestTier
-from tests.cache.doubles import KeptStats, MemorySource, MemoryTier, policy
+from tests.cache.doubles import KeptStats, policy
+from tests.cache.worlds import World
 from tests.fixtures.clock import ManualClock
 
 POLICIES = {"profile": policy("profile", fixed_values=1)}
@@ -101,60 +96,43 @@ TYPES: dict[str, Callable[[redis.Redis], object]] = {
 }
 
 
-class World:
-    """A cascade over the real L2, a source that knows both customers, and the neighbour's copy in L2."""
+class Poisoned(World):
+    """Over the real L2, where the neighbour's copy lies; the source knows both customers."""
 
     def __init__(self, l2: L2Tier, stats: KeptStats, clock: ManualClock) -> None:
-        self.l1, self.l2, self.stats, self.clock = MemoryTier(Tier.L1), l2, stats, clock
-        self.source = MemorySource(clock)
-        self.filler = Filler(l2, stats)
-        loading = CoordinatedLoading(
-            l2=l2,
-            filler=self.filler,
-            negatives=NegativeQuota(clock, 10),
-            stats=stats,
-            clock=clock,
-            source_tier=Tier.L3,
-        )
-        self.cascade = Cascade(l1=self.l1, l2=l2, loading=loading, stats=stats, clock=clock)
+        super().__init__(POLICIES, clock=clock, l2=l2, stats=stats)
         for key in (VICTIM, NEIGHBOUR):
             self.source.write(key)
-        self.read(NEIGHBOUR)
+        self.read_afresh(NEIGHBOUR)
         self.stats.misses.clear()
 
-    def read(self, *keys: Key) -> Mapping[Key, Outcome]:
+    def read_afresh(self, *keys: Key) -> Mapping[Key, Outcome]:
         """As a process whose L1 is empty."""
         self.l1.held.clear()
-        reading = self.cascade.read_many(
-            keys,
-            policies=POLICIES,
-            loader=self.source.load,
-            request=RequestTier(),
-            budget=Budget(self.clock, 1.0),
-        )
-        self.filler.flush()
-        return reading.outcomes
+        outcomes = self.read(*keys).outcomes
+        self.settle()
+        return outcomes
 
 
 @pytest.fixture
-def world(l2: L2Tier, stats: KeptStats, clock: ManualClock) -> World:
-    return World(l2, stats, clock)
+def world(l2: L2Tier, stats: KeptStats, clock: ManualClock) -> Poisoned:
+    return Poisoned(l2, stats, clock)
 
 
-def _expect_a_miss(world: World, reason: MissReason, breaker: Breaker) -> None:
+def _expect_a_miss(world: Poisoned, reason: MissReason, breaker: Breaker) -> None:
     """The neighbour is not touched; what was read instead replaces the poison."""
-    outcomes = world.read(VICTIM, NEIGHBOUR)
+    outcomes = world.read_afresh(VICTIM, NEIGHBOUR)
     assert {key: outcome.tier for key, outcome in outcomes.items()} == {VICTIM: Tier.L3, NEIGHBOUR: Tier.L2}
     assert outcomes[VICTIM].entry == world.source.rows[VICTIM]
     assert world.stats.misses[Tier.L2, "profile", reason] == 1
     assert world.stats.counts_of(Tier.L2)[1] == {reason: 1}
     assert breaker.state is State.CLOSED
-    assert world.read(VICTIM)[VICTIM].tier is Tier.L2
+    assert world.read_afresh(VICTIM)[VICTIM].tier is Tier.L2
 
 
 @pytest.mark.parametrize("what", BYTES)
 def test_bytes_that_are_not_what_we_left_there(
-    world: World, redis_client: redis.Redis, breaker: Breaker, unpickled: list[str], what: str
+    world: Poisoned, redis_client: redis.Redis, breaker: Breaker, unpickled: list[str], what: str
 ) -> None:
     """Nothing in them is run, nothing is expanded beyond what a record may hold."""
     poison, reason = BYTES[what]
@@ -170,7 +148,7 @@ def test_bytes_that_are_not_what_we_left_there(
 
 @pytest.mark.parametrize("type_", TYPES)
 def test_values_of_another_type(
-    world: World, redis_client: redis.Redis, breaker: Breaker, unpickled: list[str], type_: str
+    world: Poisoned, redis_client: redis.Redis, breaker: Breaker, unpickled: list[str], type_: str
 ) -> None:
     TYPES[type_](redis_client)
     _expect_a_miss(world, MissReason.DECODE, breaker)
@@ -179,7 +157,7 @@ def test_values_of_another_type(
 
 
 def test_random_bytes_and_records_with_flipped_bits(
-    world: World, redis_client: redis.Redis, breaker: Breaker, unpickled: list[str]
+    world: Poisoned, redis_client: redis.Redis, breaker: Breaker, unpickled: list[str]
 ) -> None:
     """Whatever comes of them: an answer of finite numbers from somewhere, and no exception."""
     chance = random.Random(5)
@@ -189,7 +167,7 @@ def test_random_bytes_and_records_with_flipped_bits(
             poison[chance.randrange(len(poison))] ^= 1 << chance.randrange(8)
         redis_client.delete(NAME)
         redis_client.hset(NAME, FIELD, bytes(poison))
-        outcome = world.read(VICTIM)[VICTIM]
+        outcome = world.read_afresh(VICTIM)[VICTIM]
         assert outcome.age_s >= 0
         assert outcome.tier in (Tier.L2, Tier.L3, Tier.DEFAULT)
         assert all(abs(value) < float("inf") for value in outcome.values or ())
@@ -199,7 +177,7 @@ def test_random_bytes_and_records_with_flipped_bits(
 
 @pytest.mark.parametrize("size", [2 * MAX_RECORD_BYTES, 100_000_000])
 def test_a_value_too_large_to_be_ours_is_removed(
-    world: World, l2: L2Tier, redis_client: redis.Redis, breaker: Breaker, clock: ManualClock, size: int
+    world: Poisoned, l2: L2Tier, redis_client: redis.Redis, breaker: Breaker, clock: ManualClock, size: int
 ) -> None:
     """Readers miss, in time or out of it; the prober takes it away, also if reading it has opened the breaker."""
     redis_client.hset(NAME, FIELD, bytes(size))
@@ -212,7 +190,7 @@ def test_a_value_too_large_to_be_ours_is_removed(
     l2.probe()
     assert (breaker.state, l2.oversized_removed) == (State.CLOSED, 1)
     assert not redis_client.exists(NAME)
-    outcomes = world.read(VICTIM, NEIGHBOUR)
+    outcomes = world.read_afresh(VICTIM, NEIGHBOUR)
     assert [outcomes[key].tier for key in (VICTIM, NEIGHBOUR)] == [Tier.L3, Tier.L2]
     l2.probe()
     assert l2.oversized_removed == 1

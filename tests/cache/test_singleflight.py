@@ -2,96 +2,55 @@
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from mlserve.cache import cascade as cascade_module
-from mlserve.cache.budget import Budget
-from mlserve.cache.cascade import Cascade, Reading
+from mlserve.cache.cascade import Reading
 from mlserve.cache.entry import Entry
-from mlserve.cache.filler import Filler
 from mlserve.cache.keys import Key
-from mlserve.cache.loading import CoordinatedLoading, SourceUnavailable
-from mlserve.cache.negatives import NegativeQuota
+from mlserve.cache.loading import Loader, SourceUnavailable
 from mlserve.cache.outcome import Degradation, Outcome, Tier
-from mlserve.cache.singleflight import JOINED_UP_TO_S, Flights
-from mlserve.cache.tiers.request import RequestTier
-from tests.cache.doubles import KeptStats, MemorySource, MemoryTier, policy
-from tests.fixtures.clock import ManualClock
+from mlserve.cache.singleflight import JOINED_UP_TO_S
+from tests.cache.doubles import policy
+from tests.cache.worlds import PATIENCE_S, World
 from tests.fixtures.waiting import until
 
 POLICIES = {"group": policy()}
 A, B, C = (Key("customer", name, "group") for name in "abc")
 HERD = 50
-PATIENCE_S = 20.0
-Loader = Callable[[Sequence[Key]], Mapping[Key, Entry]]
-
-
-class World:
-    """A cascade whose source can be held up: `gate` opens it, `reading` says that somebody is at it."""
-
-    def __init__(self) -> None:
-        self.clock = ManualClock()
-        self.l1, self.l2 = MemoryTier(Tier.L1), MemoryTier(Tier.L2)
-        self.stats = KeptStats()
-        self.source = MemorySource(self.clock)
-        self.flights = Flights()
-        self.filler = Filler(self.l2, self.stats)
-        self.gate, self.reading = threading.Event(), threading.Event()
-        self.error: Exception | None = None
-        loading = CoordinatedLoading(
-            l2=self.l2,
-            filler=self.filler,
-            negatives=NegativeQuota(self.clock, 100),
-            stats=self.stats,
-            clock=self.clock,
-            source_tier=Tier.L3,
-        )
-        self.cascade = Cascade(
-            l1=self.l1,
-            l2=self.l2,
-            loading=loading,
-            stats=self.stats,
-            clock=self.clock,
-            flights=self.flights,
-        )
-
-    def load(self, keys: Sequence[Key]) -> Mapping[Key, Entry]:
-        self.reading.set()
-        assert self.gate.wait(PATIENCE_S)
-        if self.error is not None:
-            self.source.asked.append(list(keys))
-            raise self.error
-        return self.source.load(keys)
-
-    def read(self, *keys: Key, max_age_s: float | None = None, loader: Loader | None = None) -> Reading:
-        return self.cascade.read_many(
-            keys,
-            policies=POLICIES,
-            loader=loader or self.load,
-            request=RequestTier(),
-            budget=Budget(self.clock, 0.05),
-            max_age_s=max_age_s,
-        )
-
-    def until_joined(self, count: int) -> None:
-        until(lambda: self.stats.events["flight_joined"] == count)
-
-    def nothing_in_the_air(self) -> bool:
-        self.filler.flush()
-        return not self.flights._in_air and not self.l2.leases
 
 
 @pytest.fixture
 def world() -> World:
-    return World()
+    """Its source is held up until a test opens the gate."""
+    world = World(POLICIES)
+    world.gate.clear()
+    return world
 
 
-def _first(threads: ThreadPoolExecutor, world: World, *keys: Key) -> Future[Reading]:
+def _until_joined(world: World, count: int) -> None:
+    until(lambda: world.stats.events["flight_joined"] == count)
+
+
+def _nothing_in_the_air(world: World) -> bool:
+    world.settle()
+    return not world.flights._in_air and not world.memory.leases
+
+
+def _failing(world: World, error: Exception) -> Loader:
+    def load(keys: Sequence[Key]) -> Mapping[Key, Entry]:
+        world.load(keys)
+        raise error
+
+    return load
+
+
+def _first(threads: ThreadPoolExecutor, world: World, *keys: Key, loader: Loader | None = None) -> Future[Reading]:
     """A thread that is held up in the source with these keys."""
-    first = threads.submit(world.read, *keys)
+    first = threads.submit(world.read, *keys, loader=loader)
     assert world.reading.wait(PATIENCE_S)
     return first
 
@@ -112,17 +71,17 @@ def test_a_herd_is_one_load(world: World) -> None:
 
     with ThreadPoolExecutor(HERD) as threads:
         readings = [threads.submit(read) for _ in range(HERD)]
-        world.until_joined(HERD - 1)
+        _until_joined(world, HERD - 1)
         world.gate.set()
         outcomes = [_only(reading.result()) for reading in readings]
     assert world.source.asked == [[A]]
-    assert world.l2.calls.count("get") == 1
+    assert world.memory.calls.count("get") == 1
     assert {(outcome.version, outcome.tier, outcome.stale) for outcome in outcomes} == {
         (newest.version, Tier.L3, False)
     }
     assert len(world.stats.ages[Tier.L3]["group"]) == 1
     assert len(world.stats.ages["late"]["group"]) == HERD - 1
-    assert world.nothing_in_the_air()
+    assert _nothing_in_the_air(world)
 
 
 def test_what_nobody_loads_yet_is_loaded_besides(world: World) -> None:
@@ -137,17 +96,16 @@ def test_what_nobody_loads_yet_is_loaded_besides(world: World) -> None:
         assert _only(first.result()).tier is Tier.L3
         assert {key: outcome.version for key, outcome in second.result().outcomes.items()} == {A: 1, B: 2}
     assert sorted(world.source.asked) == [[A], [B]]
-    assert world.nothing_in_the_air()
+    assert _nothing_in_the_air(world)
 
 
 @pytest.mark.parametrize("error", [SourceUnavailable("database"), ZeroDivisionError()])
 def test_a_load_that_fails_reaches_nobody_else_as_an_exception(world: World, error: Exception) -> None:
     """Who waited has no value, says why, and has not asked the source in turn."""
-    world.error = error
     with ThreadPoolExecutor(10) as threads:
-        first = _first(threads, world, A)
+        first = _first(threads, world, A, loader=_failing(world, error))
         others = [threads.submit(world.read, A) for _ in range(9)]
-        world.until_joined(9)
+        _until_joined(world, 9)
         world.gate.set()
         for other in others:
             reading = other.result()
@@ -155,23 +113,23 @@ def test_a_load_that_fails_reaches_nobody_else_as_an_exception(world: World, err
             assert reading.degradations == {Degradation.SOURCE_UNAVAILABLE}
         assert first.exception() == (None if isinstance(error, SourceUnavailable) else error)
     assert world.source.asked == [[A]]
-    assert world.nothing_in_the_air()
+    assert _nothing_in_the_air(world)
 
 
 def test_after_a_load_that_fails_old_copies_serve_all_who_waited(world: World) -> None:
     """The copy that the first one found in L2, past its limit: flagged, for the reason that it is."""
     old = world.source.write(A)
-    world.l2.held[A] = old
+    world.memory.held[A] = old
     world.clock.advance(90)
-    world.error = SourceUnavailable("database")
+    failing = _failing(world, SourceUnavailable("database"))
     with ThreadPoolExecutor(5) as threads:
-        readings = [_first(threads, world, A), *(threads.submit(world.read, A) for _ in range(4))]
-        world.until_joined(4)
+        readings = [_first(threads, world, A, loader=failing), *(threads.submit(world.read, A) for _ in range(4))]
+        _until_joined(world, 4)
         world.gate.set()
         for reading in readings:
             assert (_only(reading.result()).version, _only(reading.result()).stale) == (old.version, True)
             assert reading.result().degradations == {Degradation.STALE, Degradation.STALE_SOURCE_UNAVAILABLE}
-    assert world.nothing_in_the_air()
+    assert _nothing_in_the_air(world)
 
 
 def test_who_has_an_old_copy_does_not_wait_for_long(world: World) -> None:
@@ -188,7 +146,7 @@ def test_who_has_an_old_copy_does_not_wait_for_long(world: World) -> None:
         world.gate.set()
         first.result()
     assert world.source.asked == [[A]]
-    assert world.nothing_in_the_air()
+    assert _nothing_in_the_air(world)
 
 
 def test_who_has_waited_in_vain_looks_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,26 +159,26 @@ def test_who_has_waited_in_vain_looks_alone(world: World, monkeypatch: pytest.Mo
         world.gate.set()
         first.result()
     assert world.source.asked == [[A], [A]]
-    assert world.nothing_in_the_air()
+    assert _nothing_in_the_air(world)
 
 
 def test_a_request_for_fresher_values_is_not_content_with_what_another_got(world: World) -> None:
     """Thirty seconds old is fresh by the policy and too old for a request that allows ten: it looks for itself."""
     world.source.write(A)
     world.source.write(B)
-    world.l2.held[A] = world.source.rows[A]
+    world.memory.held[A] = world.source.rows[A]
     world.clock.advance(30)
     newest = world.source.write(A)
     with ThreadPoolExecutor(2) as threads:
         first = _first(threads, world, A, B)
         second = threads.submit(world.read, A, max_age_s=10, loader=world.source.load)
-        world.until_joined(1)
+        _until_joined(world, 1)
         world.gate.set()
         assert first.result().outcomes[A].version == 1
         outcome = _only(second.result())
     assert (outcome.version, outcome.tier, outcome.stale) == (newest.version, Tier.L3, False)
     assert second.result().degradations == set()
-    assert world.nothing_in_the_air()
+    assert _nothing_in_the_air(world)
 
 
 def test_a_request_for_the_source_joins_nobody(world: World) -> None:
@@ -241,12 +199,12 @@ def test_a_look_that_takes_too_long_is_not_joined_any_more(world: World) -> None
     with ThreadPoolExecutor(1) as threads:
         first = _first(threads, world, A)
         world.clock.advance(JOINED_UP_TO_S + 0.001)
-        world.l2.leases.clear()
+        world.memory.leases.clear()
         assert _only(world.read(A, loader=world.source.load)).tier is Tier.L3
         world.gate.set()
         first.result()
     assert world.stats.events["flight_joined"] == 0
-    assert world.nothing_in_the_air()
+    assert _nothing_in_the_air(world)
 
 
 def test_threads_that_want_each_others_keys_all_get_them(world: World) -> None:
@@ -265,6 +223,6 @@ def test_threads_that_want_each_others_keys_all_get_them(world: World) -> None:
         for _ in range(20):
             found = list(threads.map(read, orders))
             assert found == [set(order) for order in orders]
-            assert world.nothing_in_the_air()
+            assert _nothing_in_the_air(world)
             world.l1.held.clear()
-            world.l2.held.clear()
+            world.memory.held.clear()
