@@ -6,7 +6,6 @@ from random import Random
 from secrets import token_hex
 
 import redis
-from django.conf import settings
 
 from benchmarks.contest import BenchmarkFailed, Contest, Progress, per_call
 from benchmarks.ratio import Compare, Target
@@ -56,7 +55,7 @@ def open_l2(_progress: Progress) -> Iterator[list[Contest]]:
     entries = {key: _entry(key, random, now=clock.now()) for key in keys}
     records = {
         f"mlserve:bench:{{0}}:{token}:{key.group}".encode(): encode(
-            key, names_of(key.kind, key.id, settings.CACHE_PARTITIONS).digest, policies[key.group].schema, entry
+            key, names_of(key.kind, key.id, 1).digest, policies[key.group].schema, entry
         )
         for key, entry in entries.items()
     }
@@ -88,7 +87,7 @@ def open_l2(_progress: Progress) -> Iterator[list[Contest]]:
                 )
             ]
         finally:
-            client.delete(*names, *{names_of(key.kind, key.id, settings.CACHE_PARTITIONS).record for key in keys})
+            client.delete(*names, *{names_of(key.kind, key.id, 1).record for key in keys})
     except redis.RedisError as error:
         raise BenchmarkFailed(f"l2: Redis does not answer or refuses: {error}") from error
 
