@@ -34,7 +34,7 @@ class TtlPolicyForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = TtlPolicy
-        fields = ("fresh_for_s", "grace_s", "negative_ttl_s", "use_l1", "use_l2", "on_missing")
+        fields = ("fresh_for_s", "grace_s", "negative_ttl_s", "freshness", "use_l1", "use_l2", "on_missing")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,6 +66,7 @@ class TtlPolicyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "fresh_for",
         "grace",
         "negative_ttl",
+        "freshness",
         "use_l1",
         "use_l2",
         "if_missing",
@@ -74,7 +75,7 @@ class TtlPolicyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     readonly_fields = ("group", "entity", "cadence", "write", "description", "updated", "revisions")
     fieldsets = (
         (None, {"fields": ("group", "entity", "cadence", "write", "description")}),
-        ("How long copies count", {"fields": ("fresh_for_s", "grace_s", "negative_ttl_s")}),
+        ("How long copies count", {"fields": ("fresh_for_s", "grace_s", "negative_ttl_s", "freshness")}),
         ("Where copies are kept", {"fields": ("use_l1", "use_l2")}),
         ("Without any value", {"fields": ("on_missing",)}),
         ("History", {"fields": ("updated", "revisions")}),
@@ -221,8 +222,13 @@ class FeatureAdmin(ReadOnlyAdmin):
 
 
 def is_unwise_in_l1(policy: TtlPolicy) -> bool:
-    """Whether L1 holds what is written at every transaction."""
-    return policy.use_l1 and policy.name in GROUPS and GROUPS[policy.name].cadence == "streaming"
+    """Whether L1 holds what is written at every transaction, and serves it by age alone."""
+    return (
+        policy.use_l1
+        and policy.freshness == TtlPolicy.Freshness.TTL
+        and policy.name in GROUPS
+        and GROUPS[policy.name].cadence == "streaming"
+    )
 
 
 def change_of(revision: PolicyRevision) -> str:

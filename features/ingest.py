@@ -42,7 +42,9 @@ def record(cursor: Cursor, transactions: Sequence[NewTransaction], *, now: datet
         rows = update_activity(cursor, customers, now)
         announce({"customer": [row.entity_id for row in rows if row.inserted]})
         for row in rows:
-            activity[Key("customer", row.entity_id, row.group)] = Entry(row.version, row.as_of, row.as_of, row.values)
+            activity[Key("customer", row.entity_id, row.group)] = Entry(
+                row.version, row.as_of, row.as_of, row.values, 0.0, row.as_of
+            )
     return Recorded(_conflicting(cursor, known) if known else frozenset(), activity)
 
 

@@ -96,6 +96,10 @@ class TtlPolicy(models.Model):
         DEFAULT = "default", "score with the default value, flagged"
         FAIL = "fail", "refuse the score (503)"
 
+    class Freshness(models.TextChoices):
+        TTL = "ttl", "by age alone"
+        PROVEN = "proven", "proven: never older than the bound, unflagged"
+
     name = models.TextField(primary_key=True, editable=False)
     """A feature group, or `prediction`."""
     fresh_for_s = models.FloatField("fresh for (s)", validators=[MinValueValidator(0)])
@@ -108,6 +112,11 @@ class TtlPolicy(models.Model):
         "negative TTL (s)",
         validators=[MinValueValidator(0)],
         help_text="How long the cache remembers that the source knows nothing of an id.",
+    )
+    freshness = models.TextField(
+        choices=Freshness.choices,
+        default=Freshness.TTL,
+        help_text="Proven: copies serve only while a relay (manage.py relay) vouches for them; else Postgres is read.",
     )
     use_l1 = models.BooleanField("use L1", default=True)
     use_l2 = models.BooleanField("use L2", default=True)

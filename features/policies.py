@@ -5,6 +5,7 @@ poll left. With Postgres away the last book stays in force; a process that start
 definitions' defaults.
 """
 
+from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 
 from features.definitions import GROUPS, DefaultPolicy
@@ -65,16 +66,26 @@ def schema_of(name: str) -> int:
 
 
 def _in_force(row: TtlPolicy) -> Policy:
-    return _policy(row.name, row, fail_when_missing=row.on_missing == TtlPolicy.OnMissing.FAIL)
+    return _policy(
+        row.name,
+        row,
+        fail_when_missing=row.on_missing == TtlPolicy.OnMissing.FAIL,
+        # A prediction's key holds its exact input: there is nothing that a relay could withdraw.
+        proven=row.freshness == TtlPolicy.Freshness.PROVEN and row.name != PREDICTION,
+    )
 
 
 def _defaults() -> PolicyBook:
     return PolicyBook(
-        0, {name: _policy(name, policy, fail_when_missing=False) for name, policy in default_policies().items()}
+        0,
+        {
+            name: _policy(name, policy, fail_when_missing=False, proven=False)
+            for name, policy in default_policies().items()
+        },
     )
 
 
-def _policy(name: str, numbers: TtlPolicy | DefaultPolicy, *, fail_when_missing: bool) -> Policy:
+def _policy(name: str, numbers: TtlPolicy | DefaultPolicy, *, fail_when_missing: bool, proven: bool) -> Policy:
     group = GROUPS.get(name)
     return Policy(
         namespace=name,
@@ -85,6 +96,8 @@ def _policy(name: str, numbers: TtlPolicy | DefaultPolicy, *, fail_when_missing:
         use_l1=numbers.use_l1,
         use_l2=numbers.use_l2,
         fail_when_missing=fail_when_missing,
+        proven=proven,
+        bound_s=settings.FRESHNESS_BOUND_S,
         fixed_values=len(group.values) if group else 1,
         repeated_values=len(group.repeated) if group else 0,
     )

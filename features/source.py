@@ -67,8 +67,8 @@ def read_source(keys: Sequence[Key]) -> dict[Key, Entry]:
     for key in keys:
         row = rows.get((key.group, key.id))
         if row is None or row.deleted:
-            entries[key] = Entry(row.version if row else 0, loaded.read_at, loaded.read_at, None)
+            entries[key] = Entry(row.version if row else 0, loaded.read_at, loaded.read_at, None, 0.0, loaded.read_at)
         else:
             as_of = loaded.read_at if GROUPS[key.group].write == "through" else row.as_of
-            entries[key] = Entry(row.version, as_of, loaded.read_at, row.values)
+            entries[key] = Entry(row.version, as_of, loaded.read_at, row.values, 0.0, loaded.read_at)
     return entries

@@ -23,6 +23,7 @@ from features.policies import policies_in_force
 from mlserve.cache.entry import Entry
 from mlserve.cache.hotkeys import read_hot_keys
 from mlserve.cache.keys import Key
+from mlserve.cache.tiers.base import Entity, LeaseToken
 from mlserve.cache.wiring import engine, l2_client
 
 KEYS_PER_SECOND = 20_000
@@ -30,6 +31,7 @@ KEYS_PER_SECOND = 20_000
 HOT_ENTITIES = 1_000
 HOT_KEYS_PER_SECOND = 500
 """What a rebuild may add to the reads of Postgres per second, because each of these is read again at once."""
+WRITE_LEASE_S = 0.005
 _CHUNK = 500
 _HOT_CHUNK = 25
 _FAILURES_IN_A_ROW = 3
@@ -43,17 +45,36 @@ class Invalidated(msgspec.Struct, frozen=True):
     pending: int = 0
 
 
-def write_through(entries: Mapping[Key, Entry]) -> None:
+def write_leases(keys: Collection[Key]) -> Mapping[Entity, LeaseToken]:
+    """Before the commit, holding the rows: the leases with which `write_through` may fill.
+
+    They take those of readers, who may have read the source before this write. Without a lease nothing is put, so if L2
+    does not answer at once this does not wait: other writers wait for the rows.
+    """
+    cache, policies = engine(), policies_in_force().policies
+    entities = {key.entity for key in keys if policies[key.group].use_l2 and policies[key.group].proven}
+    return cache.l2.lease_for_write(entities, timeout_s=WRITE_LEASE_S) if entities else {}
+
+
+def write_through(entries: Mapping[Key, Entry], leases: Mapping[Entity, LeaseToken]) -> None:
     """Puts values that were just committed into L2 and into this process's L1.
 
     L2 keeps the newer of two by version. Where it cannot be told, the copy that it holds is out of date, so an
-    invalidation is left pending until it can.
+    invalidation is left pending until it can. Groups whose freshness is proven are filled with their `write_leases`.
     """
     cache, policies = engine(), policies_in_force().policies
     cache.l1.put_many({key: entry for key, entry in entries.items() if policies[key.group].use_l1}, policies)
     into_l2 = {key: entry for key, entry in entries.items() if policies[key.group].use_l2}
-    if into_l2 and not cache.l2.put_many(into_l2, policies):
-        cache.pending.remember(list(into_l2))
+    proven = {key: entry for key, entry in into_l2.items() if policies[key.group].proven}
+    leased = {key: entry for key, entry in proven.items() if key.entity in leases}
+    if leased and not cache.l2.fill_many(leased, policies, leases):
+        cache.pending.remember(list(leased))
+    others = {key: entry for key, entry in into_l2.items() if key not in proven}
+    if others and not cache.l2.put_many(others, policies):
+        cache.pending.remember(list(others))
+    withdrawn = [key for key in proven if key not in leased]
+    if withdrawn:
+        cache.pending.drop(withdrawn)
 
 
 def drop_copies(keys: Sequence[Key]) -> bool:

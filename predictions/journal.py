@@ -24,7 +24,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from features import ingest
 from features.activity import Cursor
 from features.source import waited_in_vain
-from features.writes import write_through
+from features.writes import write_leases, write_through
 from mlserve.cache.outcome import Degradation
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
@@ -213,7 +213,8 @@ def commit(entries: Sequence[JournalEntry]) -> list[Recorded | MlserveError]:
         repeated = [entry for entry in entries if first[entry.transaction.id] is not entry]
         known = [entry for entry in unique if entry.transaction.id not in added]
         stored = _stored(cursor, known + repeated) if known or repeated else {}
-    write_through(recorded.activity)
+        leases = write_leases(recorded.activity)
+    write_through(recorded.activity, leases)
     metrics.JOURNAL_COMMIT.observe(clock.monotonic() - started)
     metrics.JOURNAL_BATCH.observe(len(entries))
     return [

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.outcome import MissReason
@@ -50,4 +52,7 @@ def _worth_keeping(policy: Policy) -> bool:
 
 
 def _stays_fresh(found: Entry | MissReason, policy: Policy, then: float) -> bool:
-    return isinstance(found, Entry) and policy.verdict(found, now=then, max_age_s=None) is Verdict.FRESH
+    if not isinstance(found, Entry) or (policy.proven and not found.vouched_at):
+        return False  # of another epoch: nobody will vouch for it any more
+    by_age = msgspec.structs.replace(policy, proven=False)  # who vouches for it then cannot be known now
+    return by_age.verdict(found, now=then, max_age_s=None) is Verdict.FRESH

@@ -47,6 +47,7 @@ _POLICIES: Final[dict[str, Any]] = {
             "fresh_for_s": 3600.0,
             "grace_s": 21600.0,
             "negative_ttl_s": 30.0,
+            "freshness": "ttl",
             "use_l1": True,
             "use_l2": True,
             "on_missing": "default",

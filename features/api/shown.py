@@ -59,6 +59,8 @@ class PolicyShown(msgspec.Struct, frozen=True, kw_only=True):
     fresh_for_s: float
     grace_s: float
     negative_ttl_s: float
+    freshness: str
+    """`ttl`: by age alone; `proven`: copies serve only while a relay vouches for them."""
     use_l1: bool
     use_l2: bool
     on_missing: str

@@ -66,6 +66,8 @@ class _Search(msgspec.Struct):
     into_l1: dict[Key, Entry]
     refreshing: set[Key]
     source_failed: bool
+    spared: set[Key]
+    """Served although past their limit or unproven, the source being away."""
     trace: list[TierTrace]
     degradations: set[Degradation]
 
@@ -165,6 +167,7 @@ class Cascade:
             into_l1={},
             refreshing=set(),
             source_failed=False,
+            spared=set(),
             trace=trace,
             degradations=set(),
         )
@@ -244,7 +247,7 @@ class Cascade:
                 else:
                     search.source_failed = True
                 without.append(key)
-            elif policy.verdict(brought[0], now=search.now, max_age_s=search.max_age_s) is Verdict.EXPIRED:
+            elif not policy.verdict(brought[0], now=search.now, max_age_s=search.max_age_s).serves:
                 alone.append(key)  # good enough for that thread's request and too old for this one
             else:
                 search.found[key] = brought
@@ -301,9 +304,10 @@ class Cascade:
                 continue
             policy, share = search.policies[key.group], self._life_share(key)
             verdict = policy.verdict(entry, now=search.now, max_age_s=search.max_age_s, life_share=share)
-            if verdict is Verdict.EXPIRED:
+            if not verdict.serves:
                 _keep_newest(search.expired, key, entry, tier)
-                stats.miss(tier, key.group, MissReason.EXPIRED)
+                reason = MissReason.EXPIRED if verdict is Verdict.EXPIRED else MissReason.UNPROVEN
+                stats.miss(tier, key.group, reason)
                 continue
             search.found[key] = (entry, tier)
             if tier is Tier.L2 and policy.use_l1:
@@ -327,7 +331,11 @@ class Cascade:
     def _end_with_ids_that_never_were(self, search: _Search) -> None:
         if not search.open or search.max_age_s == 0:
             return
-        unknown = {entity for entity in {key.entity for key in search.open} if not search.membership.may_exist(*entity)}
+        # What must be proven is not left to the filter: it may be two seconds behind.
+        asked = {key.entity for key in search.open} - {
+            key.entity for key in search.open if search.policies[key.group].proven
+        }
+        unknown = {entity for entity in asked if not search.membership.may_exist(*entity)}
         if not unknown:
             return
         for key in search.open:
@@ -396,6 +404,7 @@ class Cascade:
                 search.degradations.add(Degradation.SOURCE_UNAVAILABLE)
                 continue
             search.found[key] = held = search.expired[key]
+            search.spared.add(key)
             search.stats.late()[key.group].append(max(0.0, search.now - held[0].as_of))
             search.degradations.add(
                 Degradation.STALE_REFRESHING if key in search.refreshing else Degradation.STALE_SOURCE_UNAVAILABLE
@@ -415,7 +424,8 @@ class Cascade:
         age_s = max(0.0, search.now - entry.as_of)
         # Said of the moment of the answer: a copy that was fresh when its tier was asked may have passed its limit
         # while the source was read for another key. A limit of 0 forbids copies; what the source says is fresh.
-        if age_s > max_age_s and not (max_age_s == 0 and tier is self._source_tier):
+        unproven = search.policies[key.group].proven and key in search.spared
+        if unproven or (age_s > max_age_s and not (max_age_s == 0 and tier is self._source_tier)):
             search.degradations.add(Degradation.STALE)
             search.stats.stale(key.group)
             return Outcome(key, entry, tier, age_s, max_age_s, True, (Degradation.STALE,))

@@ -27,6 +27,7 @@ from mlserve.cache import narrow
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.outcome import MissReason
+from mlserve.cache.watermark import Watermark
 
 VALUE, NEGATIVE, TOMBSTONE = b"V", b"N", b"T"
 IDENTITY_BYTES = 17
@@ -84,8 +85,10 @@ def _microseconds(seconds: float) -> int:
     return min(max(0, round(seconds * _US)), _TIMES_END_US - 1)
 
 
-def decode(record: bytes, key: Key, digest: bytes, schema: int) -> Entry | MissReason:
-    """The entry, or why these bytes are none.
+def decode(
+    record: bytes, key: Key, digest: bytes, schema: int, watermark: Watermark | None = None
+) -> Entry | MissReason:
+    """The entry, or why these bytes are none. `watermark`: what the record's partition says, read before the record.
 
     `DECODE` for foreign or torn ones, `SCHEMA` for another release's, `INVALIDATED` for a tombstone.
     """
@@ -110,7 +113,8 @@ def decode(record: bytes, key: Key, digest: bytes, schema: int) -> Entry | MissR
     # A value that is not a number has no score.
     if values is not None and not _all_finite(values):
         return MissReason.DECODE
-    return Entry(version, (written_us - body.age_us) / _US, written_us / _US, values, body.cost_us / _US)
+    vouched_at = watermark.safe_time if watermark is not None and watermark.epoch == body.epoch else 0.0
+    return Entry(version, (written_us - body.age_us) / _US, written_us / _US, values, body.cost_us / _US, vouched_at)
 
 
 @lru_cache(65_536)

@@ -12,7 +12,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     `version` orders states of one key (larger is newer). `as_of` is when the source computed the values,
     `written_at` when this copy was read from the source; both in seconds since 1970 and never reset by copying from
     tier to tier. `values` is None for a negative entry: the source knows nothing of this key. `cost_s` is how long the
-    source took to answer, measured; 0 if nobody measured it.
+    source took to answer, measured; 0 if nobody measured it. `vouched_at` (s since 1970): every write that was
+    acknowledged before it is in this copy, by a watermark or because the source was read then; 0 if nobody says so.
     """
 
     version: int
@@ -20,6 +21,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     written_at: float
     values: tuple[float, ...] | None
     cost_s: float = 0.0
+    vouched_at: float = 0.0
 
     @property
     def size_bytes(self) -> int:

@@ -36,6 +36,7 @@ class EntityNames(msgspec.Struct, frozen=True, gc=False):
     digest: bytes
     record: bytes
     lease: bytes
+    watermark: bytes
 
 
 @lru_cache(_NAMES_KEPT)
@@ -51,6 +52,7 @@ def names_of(kind: str, entity_id: str, partitions: int, replica: int = 0) -> En
         digest,
         record=b"%b:{%d}:v:%b" % (_PREFIX, partition, text),
         lease=b"%b:{%d}:l:%b" % (_PREFIX, partition, text),
+        watermark=b"%b:{%d}:wm" % (_PREFIX, partition),
     )
 
 

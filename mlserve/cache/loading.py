@@ -24,7 +24,7 @@ from mlserve.cache.filler import Filler
 from mlserve.cache.keys import Key
 from mlserve.cache.negatives import NegativeQuota
 from mlserve.cache.outcome import MissReason, Tier
-from mlserve.cache.policy import Policy, Verdict
+from mlserve.cache.policy import Policy
 from mlserve.cache.stats import Stats
 from mlserve.cache.tiers.base import Entity, LeaseToken, SharedTier
 
@@ -201,7 +201,7 @@ class CoordinatedLoading:
 
     def _is_usable(self, order: Order, key: Key, held: Entry) -> bool:
         verdict = order.policies[key.group].verdict(held, now=self._clock.now(), max_age_s=order.max_age_s)
-        return verdict is not Verdict.EXPIRED
+        return verdict.serves
 
     def _do_without(self, order: Order, keys: Sequence[Key], loaded: Loaded) -> None:
         """The wait was in vain: the spare copy, or the source without the right to fill."""
@@ -261,4 +261,4 @@ class CoordinatedLoading:
 
 def measured(entry: Entry, cost_s: float) -> Entry:
     """The entry with how long the source took to answer."""
-    return Entry(entry.version, entry.as_of, entry.written_at, entry.values, cost_s)
+    return Entry(entry.version, entry.as_of, entry.written_at, entry.values, cost_s, entry.vouched_at)

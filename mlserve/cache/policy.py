@@ -30,6 +30,12 @@ class Verdict(Enum):
     FRESH = "fresh"
     STALE_AT_SOURCE = "stale at the source"
     EXPIRED = "expired"
+    UNPROVEN = "unproven"
+    """Nobody vouches for it, or not lately enough; it may be fresh all the same."""
+
+    @property
+    def serves(self) -> bool:
+        return self is not Verdict.EXPIRED and self is not Verdict.UNPROVEN
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,11 +52,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     fixed_values: int | None = None
     repeated_values: int = 0
     """A value has `fixed_values` numbers and then any number of runs of `repeated_values`; None: any number at all."""
+    proven: bool = False
+    """Copies count only while somebody vouches for them (`Entry.vouched_at`), not longer than `bound_s` ago."""
+    bound_s: float = 1.0
     surely_fresh_s: float = NEVER
     """Derived: copies in L1 up to this age are fresh whatever their key's jitter; nothing else need be looked at."""
 
     def __post_init__(self) -> None:
-        sure_s = self.fresh_for_s * (1 - JITTER_SHARE) if self.use_l1 and self.fresh_for_s > 0 else NEVER
+        quick = self.use_l1 and self.fresh_for_s > 0 and not self.proven
+        sure_s = self.fresh_for_s * (1 - JITTER_SHARE) if quick else NEVER
         msgspec.structs.force_setattr(self, "surely_fresh_s", sure_s)
 
     def allowed_age_s(self, max_age_s: float | None) -> float:
@@ -65,6 +75,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         `life_share` is the key's (`keys.life_share`): a copy is given up at that share of the policy's limit, so that
         copies of one moment do not all expire in one moment. Values within the limit are never called stale for it.
         """
+        if self.proven and now - entry.vouched_at > self.bound_s:
+            return Verdict.UNPROVEN
         copy_age_s = now - entry.written_at
         if entry.values is None:
             limit_s = self.negative_ttl_s if max_age_s is None else min(self.negative_ttl_s, max_age_s)

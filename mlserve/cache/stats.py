@@ -55,6 +55,7 @@ EVENTS = (
     "filled_meanwhile",  # somebody else's fill was found when the lease was asked for
     "refreshed_early",  # XFetch: reloaded before expiry
     "unknown_by_filter",  # the Bloom filter said that the id never existed
+    "clock_ahead",  # a watermark from more than a tenth of a second in the future
     "negative_refused",  # a negative entry was not kept, the cap being reached
 )
 

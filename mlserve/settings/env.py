@@ -57,6 +57,8 @@ for Celery workers, which close a pool after every task."""
 CACHE_BUDGET_MS: int = _env.int("MLSERVE_CACHE_BUDGET_MS", 50, validate=validate.Range(min=1, max=10_000))
 """The longest that one request waits for L2, whatever happens to it."""
 _partitions: int | None = _env.int("MLSERVE_CACHE_PARTITIONS", None, validate=validate.Range(min=1, max=1024))
+FRESHNESS_BOUND_MS: int = _env.int("MLSERVE_FRESHNESS_BOUND_MS", 1_000, validate=validate.Range(min=50, max=600_000))
+"""Where freshness is proven: an unflagged value has every write that was acknowledged so long before it was read."""
 CACHE_MAX_NEGATIVES: int = _env.int("MLSERVE_CACHE_MAX_NEGATIVES", 10_000, validate=validate.Range(min=0))
 """How many "the source knows nothing" one process may keep in the cache at a time."""
 L3_MAX_READS: int = _env.int("MLSERVE_L3_MAX_READS", 8, validate=validate.Range(min=1, max=1000))

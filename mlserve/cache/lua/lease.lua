@@ -6,10 +6,17 @@
 --
 -- KEYS[1]  the entity's hash
 -- KEYS[2]  the entity's lease
+-- KEYS[3]  the partition's watermark: it goes with every answer, since what it says is true of this moment
 -- ARGV[1]  token of the caller, ARGV[2] milliseconds after which the lease of a caller that died is void
 -- ARGV     then pairs of: field, what the caller saw there: the first 17 bytes of a record, '' for nothing,
 --          'T' for a tombstone, '*' for bytes that were no record
--- returns  {1} granted; {0} somebody else loads; {2, record or false, ...} the records have changed, here they are
+-- returns  {1, watermark or false} granted; {0} somebody else loads;
+--          {2, watermark or false, record or false, ...} the records have changed, here they are
+local function watermark()
+  local held = redis.pcall('GET', KEYS[3])
+  return type(held) == 'string' and held or false
+end
+
 local changed = false
 local fields = {}
 for i = 3, #ARGV, 2 do
@@ -29,9 +36,10 @@ end
 if changed then
   local records = redis.pcall('HMGET', KEYS[1], unpack(fields))
   if not records.err then
+    table.insert(records, 1, watermark())
     table.insert(records, 1, 2)
     return records
   end
 end
-if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {1} end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {1, watermark()} end
 return {0}

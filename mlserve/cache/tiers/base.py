@@ -52,11 +52,15 @@ class LocalTier(CacheTier, Protocol):
 
 
 class LeaseToken(msgspec.Struct, frozen=True):
-    """The right to fill one entity. `record` and `lease` are the names it was granted for."""
+    """The right to fill one entity. `record` and `lease` are the names it was granted for.
+
+    `epoch`: of the partition, when it was granted; what is filled carries it.
+    """
 
     record: bytes
     lease: bytes
     token: bytes
+    epoch: int = 0
 
 
 class LeaseAnswer(msgspec.Struct):

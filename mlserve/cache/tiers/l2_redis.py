@@ -12,9 +12,11 @@ from importlib.resources import files
 from secrets import token_bytes
 from typing import Any
 
+import msgspec
 from redis.exceptions import NoScriptError, ResponseError
 
 from mlserve.cache import codec
+from mlserve.cache.clock import Clock, SystemClock
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import EntityNames, Key, names_of
 from mlserve.cache.outcome import MissReason, Tier
@@ -22,9 +24,13 @@ from mlserve.cache.policy import Policy
 from mlserve.cache.stats import Stats
 from mlserve.cache.tiers.base import Entity, Found, LeaseAnswer, LeaseToken
 from mlserve.cache.tiers.wire import Command, Wire, pack
+from mlserve.cache.watermark import Watermark, parse
 
 LEASE_MS = 3_000
 """After so long the lease of a caller that died is void. Longer than any load may take (`features.source`)."""
+NO_EPOCH = 0
+"""Of what is filled while a partition has no watermark; epochs begin at 1, so nobody will ever vouch for it."""
+MOST_AHEAD_S = 0.1
 REPLICAS = 3
 """Copies of a hot entity in a Cluster, its own partition included."""
 _SUSPECTS = 32
@@ -44,12 +50,14 @@ class L2Tier:
         wire: Wire,
         stats: Stats,
         *,
+        clock: Clock | None = None,
         partitions: int = 1,
         replica_of: Callable[[str, str], int] = _own_partition,
     ) -> None:
         self.wire = wire
         self.oversized_removed = 0
         self._stats = stats
+        self._clock = clock or SystemClock()
         self._partitions = partitions
         self._replica_of = replica_of if partitions > 1 else _own_partition
         self._suspects: deque[Command] = deque(maxlen=_SUSPECTS)
@@ -63,18 +71,44 @@ class L2Tier:
             _read_command(names[entity].record, tuple([key.group for key in of_entity]))
             for entity, of_entity in entities.items()
         ]
-        replies = self.wire.ask(commands, timeout_s=timeout_s)
+        partitions: list[bytes] = []
+        if any(policies[key.group].proven for key in keys):
+            partitions = list(dict.fromkeys([each.watermark for each in names.values()]))
+        # Watermarks first: what is read after them is at least as new as they say. The other way round a change could
+        # slip in between, and the watermark would vouch for what it has just withdrawn.
+        replies = self.wire.ask([_get_command(name) for name in partitions] + commands, timeout_s=timeout_s)
+        watermarks = dict(zip(partitions, map(self._watermark, replies), strict=False))
         found: Found = {}
-        for command, (entity, of_entity), reply in zip(commands, entities.items(), replies, strict=True):
-            too_large = self._read_reply(found, reply, of_entity, names[entity].digest, policies)
+        for command, (entity, of_entity), reply in zip(
+            commands, entities.items(), replies[len(partitions) :], strict=True
+        ):
+            watermark = watermarks.get(names[entity].watermark)
+            too_large = self._read_reply(found, reply, of_entity, names[entity].digest, policies, watermark)
             if too_large or reply is MissReason.TIMEOUT:
                 self._suspects.append(command)
         return found
 
     peek_many = get_many
 
+    def _watermark(self, reply: Any) -> Watermark | None:
+        """Believed no further than a little ahead of this host's clock: one that is ahead vouches for the future."""
+        watermark = parse(reply) if isinstance(reply, bytes) else None
+        if watermark is None:
+            return None
+        latest = self._clock.now() + MOST_AHEAD_S
+        if watermark.safe_time > latest:
+            self._stats.event("clock_ahead")
+            return msgspec.structs.replace(watermark, safe_time=latest)
+        return watermark
+
     def _read_reply(
-        self, found: Found, reply: Any, keys: Sequence[Key], digest: bytes, policies: Mapping[str, Policy]
+        self,
+        found: Found,
+        reply: Any,
+        keys: Sequence[Key],
+        digest: bytes,
+        policies: Mapping[str, Policy],
+        watermark: Watermark | None,
     ) -> bool:
         """Adds to `found`. Whether there was a record too large to be ours."""
         too_large = False
@@ -87,7 +121,7 @@ class L2Tier:
                 found[key] = MissReason.DECODE
         else:
             for key, record in zip(keys, reply, strict=True):
-                held = found[key] = _judge(record, key, digest, policies[key.group])
+                held = found[key] = _judge(record, key, digest, policies[key.group], watermark)
                 if held is MissReason.DECODE and isinstance(record, bytes) and len(record) > codec.MAX_RECORD_BYTES:
                     too_large = True
         return too_large
@@ -112,7 +146,7 @@ class L2Tier:
             "lease.lua",
             [
                 (
-                    (names[entity].record, names[entity].lease),
+                    (names[entity].record, names[entity].lease, names[entity].watermark),
                     (tokens[entity].token, b"%d" % LEASE_MS, *_what_was_seen(of_entity, seen)),
                 )
                 for entity, of_entity in entities.items()
@@ -122,15 +156,37 @@ class L2Tier:
         answer = LeaseAnswer({}, set(), {}, set())
         for (entity, of_entity), reply in zip(entities.items(), replies, strict=True):
             match reply:
-                case [1]:
-                    answer.granted[entity] = tokens[entity]
+                case [1, said]:
+                    watermark = self._watermark(said)
+                    epoch = watermark.epoch if watermark is not None else NO_EPOCH
+                    answer.granted[entity] = msgspec.structs.replace(tokens[entity], epoch=epoch)
                 case [0]:
                     answer.elsewhere.add(entity)
-                case [2, *records] if len(records) == len(of_entity):
-                    self._read_reply(answer.changed, records, of_entity, names[entity].digest, policies)
+                case [2, said, *records] if len(records) == len(of_entity):
+                    digest, watermark = names[entity].digest, self._watermark(said)
+                    self._read_reply(answer.changed, records, of_entity, digest, policies, watermark)
                 case _:
                     answer.unavailable.add(entity)
         return answer
+
+    def lease_for_write(self, entities: Iterable[Entity], *, timeout_s: float) -> dict[Entity, LeaseToken]:
+        """For a writer that holds the source's rows and is about to commit: its leases take those of readers.
+
+        Whoever had one may have read the source before this write. Entities that L2 does not answer for are left out.
+        """
+        wanted = [(entity, self._names(entity), token_bytes(12).hex().encode()) for entity in entities]
+        commands: list[Command] = []
+        for _, names, token in wanted:
+            commands.append(Command(names.record, pack(b"SET", names.lease, token, b"PX", b"%d" % LEASE_MS)))
+            commands.append(_get_command(names.watermark))
+        replies = self.wire.ask(commands, timeout_s=timeout_s)
+        leases: dict[Entity, LeaseToken] = {}
+        for place, (entity, names, token) in enumerate(wanted):
+            taken, watermark = replies[2 * place], self._watermark(replies[2 * place + 1])
+            if taken in (b"OK", True):
+                epoch = watermark.epoch if watermark is not None else NO_EPOCH
+                leases[entity] = LeaseToken(names.record, names.lease, token, epoch)
+        return leases
 
     def release(self, leases: Mapping[Entity, LeaseToken]) -> None:
         if leases:
@@ -147,7 +203,7 @@ class L2Tier:
             if lease is None:
                 self._stats.fill_refused(Tier.L2, "no_lease", len(of_entity))
                 continue
-            records = self._records(of_entity, entries, policies, self._names(entity).digest)
+            records = self._records(of_entity, entries, policies, self._names(entity).digest, lease.epoch)
             calls.append(((lease.record, lease.lease), (lease.token, b"0", *records)))
             counts.append(len(of_entity))
         return self._put(calls, counts)
@@ -157,7 +213,7 @@ class L2Tier:
         calls, counts = [], []
         for entity, of_entity in _by_entity(entries).items():
             for replica, names in enumerate(self._all_names(entity)):
-                records = self._records(of_entity, entries, policies, names.digest)
+                records = self._records(of_entity, entries, policies, names.digest, NO_EPOCH)
                 only_if_held = b"1" if replica else b"0"
                 calls.append(((names.record, names.lease), (b"", only_if_held, *records)))
                 counts.append(len(of_entity) if not replica else 0)
@@ -188,13 +244,18 @@ class L2Tier:
         return arrived
 
     def _records(
-        self, keys: Sequence[Key], entries: Mapping[Key, Entry], policies: Mapping[str, Policy], digest: bytes
+        self,
+        keys: Sequence[Key],
+        entries: Mapping[Key, Entry],
+        policies: Mapping[str, Policy],
+        digest: bytes,
+        epoch: int,
     ) -> list[bytes]:
         records: list[bytes] = []
         for key in keys:
             policy, entry = policies[key.group], entries[key]
             keep_ms = b"%d" % int(policy.keep_for_s(entry) * 1000)
-            records += (key.group.encode(), codec.encode(key, digest, policy.schema, entry), keep_ms)
+            records += (key.group.encode(), codec.encode(key, digest, policy.schema, entry, epoch=epoch), keep_ms)
         return records
 
     # --- upkeep, off the request path ---
@@ -264,6 +325,11 @@ def _read_command(record: bytes, groups: tuple[str, ...]) -> Command:
     return Command(record, pack(b"HMGET", record, *[group.encode() for group in groups]))
 
 
+@lru_cache(1024)
+def _get_command(name: bytes) -> Command:
+    return Command(name, pack(b"GET", name))
+
+
 def _lengths_command(record: bytes, field: bytes) -> Command:
     return Command(record, pack(b"HSTRLEN", record, field))
 
@@ -285,12 +351,12 @@ def _by_entity(keys: Iterable[Key]) -> dict[Entity, list[Key]]:
     return grouped
 
 
-def _judge(record: Any, key: Key, digest: bytes, policy: Policy) -> Entry | MissReason:
+def _judge(record: Any, key: Key, digest: bytes, policy: Policy, watermark: Watermark | None) -> Entry | MissReason:
     if record is None:
         return MissReason.COLD
     if not isinstance(record, bytes):
         return MissReason.DECODE
-    held = codec.decode(record, key, digest, policy.schema)
+    held = codec.decode(record, key, digest, policy.schema, watermark)
     return MissReason.DECODE if isinstance(held, Entry) and not policy.fits(held) else held
 
 
