@@ -234,5 +234,5 @@ def _interrupted_after(delay_s: float) -> Iterator[None]:
 
 
 def connections(clients: Sequence[redis.Redis]) -> set[str]:
-    """The ids of all clients that the servers know."""
-    return {client["id"] for server in clients for client in server.client_list()}
+    """Where all that these servers know of come from."""
+    return {client["addr"] for server in clients for client in server.client_list()}
