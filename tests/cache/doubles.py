@@ -118,7 +118,7 @@ class MemoryTier(LocalTier, SharedTier):
         held = self.held.get(key)
         if isinstance(seen, Entry):
             return held is None or identity(held) != identity(seen)
-        return held is not None and seen not in (MissReason.DECODE, MissReason.SCHEMA)
+        return held is not None and seen not in (MissReason.DECODE, MissReason.SCHEMA, MissReason.BYPASS)
 
     def fill_many(
         self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], leases: Mapping[Entity, LeaseToken]

@@ -39,6 +39,7 @@ def test_after_a_warm_up_the_first_score_is_answered_by_l2(world: World) -> None
 
 def test_warming_again_loads_nothing(world: World) -> None:
     """What is in L2 and stays fresh for a while is left alone, its copies untouched."""
+    world.settle()
     run.warm_most_active(limit=10, now=_now())
     before = _in_l2(("customer", most_active(limit=1, now=_now())[0].id))
     again = run.warm_most_active(limit=10, now=_now())
