@@ -218,7 +218,7 @@ class CoordinatedLoading:
         granted: Mapping[Entity, LeaseToken] = {}
         if leasable:
             # Whatever lies there does not count, so nothing of it can have changed.
-            unseen: dict[Key, Entry | MissReason] = dict.fromkeys(leasable, MissReason.DECODE)
+            unseen: dict[Key, Entry | MissReason] = dict.fromkeys(leasable, MissReason.BYPASS)
             granted = self._l2.lease_many(leasable, unseen, order.policies).granted
         self._read_and_fill(order, order.keys, granted, loaded)
 

@@ -113,7 +113,7 @@ class Refresher:
         policy = policies[key.group]
         if policy.use_l2:
             # Whatever lies there is what is to be renewed: it does not count as somebody else's fill.
-            seen: dict[Key, Entry | MissReason] = {key: MissReason.DECODE}
+            seen: dict[Key, Entry | MissReason] = {key: MissReason.BYPASS}
             read: Mapping[Key, Entry] = renew(
                 [key], l2=self._l2, policies=policies, loader=loader, clock=self._clock, seen=seen
             ).entries

@@ -15,6 +15,7 @@ from django.core.cache import caches
 from django.core.signals import setting_changed
 from django.db import DatabaseError, InterfaceError, connection
 from django_redis import get_redis_connection
+from redis.exceptions import RedisClusterException
 
 from mlserve.cache.breaker import Breaker, State
 from mlserve.cache.budget import Budget
@@ -158,7 +159,7 @@ class Engine:
             self.hot_keys.publish(l2_client(), now=now)
             if settings.CACHE_PARTITIONS > 1:
                 self.hot_replicas.choose(read_hot_keys(l2_client(), limit=HOT_ENTITIES, now=now))
-        except redis.RedisError:
+        except (redis.RedisError, RedisClusterException):
             pass  # the wire's own look-ups find out whether a node is away
 
     def _probe_l2(self) -> None:
@@ -223,7 +224,7 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def _on_setting_changed(*, setting: str, **_: Any) -> None:
-    if setting in ("CACHES", "CACHE_BUDGET_MS"):
+    if setting in ("CACHES", "CACHE_BUDGET_MS", "CACHE_PARTITIONS", "CACHE_MAX_NEGATIVES", "L3_MAX_READS"):
         reset()
 
 

@@ -118,14 +118,18 @@ class MemoryTier(LocalTier, SharedTier):
         held = self.held.get(key)
         if isinstance(seen, Entry):
             return held is None or identity(held) != identity(seen)
-        return held is not None and seen not in (MissReason.DECODE, MissReason.SCHEMA)
+        return held is not None and seen not in (MissReason.DECODE, MissReason.SCHEMA, MissReason.BYPASS)
 
     def fill_many(
         self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], leases: Mapping[Entity, LeaseToken]
     ) -> bool:
-        mine = {key: entry for key, entry in entries.items() if self.leases.get(key.entity) is leases.get(key.entity)}
+        mine = {
+            key: entry
+            for key, entry in entries.items()
+            if key.entity in leases and self.leases.get(key.entity) is leases[key.entity]
+        }
         arrived = self.put_many(mine, policies)
-        self.release(leases)
+        self.release({key.entity: leases[key.entity] for key in mine})
         return arrived
 
     def release(self, leases: Mapping[Entity, LeaseToken]) -> None:

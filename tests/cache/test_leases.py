@@ -129,7 +129,23 @@ def test_a_copy_of_the_same_version_that_was_read_later_is_a_change(l2: L2Tier) 
     assert _ask(l2, entry(3, copy_age_s=60)).changed == {CUSTOMER: entry(3, copy_age_s=30)}
 
 
-@pytest.mark.parametrize("seen", [MissReason.DECODE, MissReason.SCHEMA])
+def test_bytes_that_look_like_a_newer_record_keep_no_fill_out(l2: L2Tier, redis_client: redis.Redis) -> None:
+    """A head with the largest version and nothing behind it: who may load removes it, and the fill arrives."""
+    redis_client.hset(NAMES.record, CUSTOMER.group, b"\xff" * 8 + b"V" + b"\x00" * 20)
+    seen = _held(l2)
+    assert seen is MissReason.DECODE
+    assert l2.fill_many({CUSTOMER: entry()}, POLICIES, _lease(l2, seen))
+    assert _held(l2) == entry()
+
+
+def test_a_refresh_leaves_the_copy_that_it_renews(l2: L2Tier) -> None:
+    """It takes the lease whatever there is; until the fill the copy serves."""
+    l2.put_many({CUSTOMER: entry()}, POLICIES)
+    _lease(l2, MissReason.BYPASS)
+    assert _held(l2) == entry()
+
+
+@pytest.mark.parametrize("seen", [MissReason.DECODE, MissReason.SCHEMA, MissReason.BYPASS])
 def test_what_is_no_entry_to_the_reader_cannot_have_changed(l2: L2Tier, seen: MissReason) -> None:
     l2.put_many({CUSTOMER: entry()}, POLICIES)
     _lease(l2, seen)

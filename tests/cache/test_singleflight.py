@@ -2,13 +2,14 @@
 
 import random
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from mlserve.cache import cascade as cascade_module
-from mlserve.cache.cascade import Reading
+from mlserve.cache.cascade import FOLLOW_S, Reading
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.loading import Loader, SourceUnavailable
@@ -139,7 +140,9 @@ def test_who_has_an_old_copy_does_not_wait_for_long(world: World) -> None:
     world.clock.advance(90)
     with ThreadPoolExecutor(1) as threads:
         first = _first(threads, world, A)
+        began = time.monotonic()
         reading = world.read(A)
+        assert time.monotonic() - began < FOLLOW_S / 2
         assert (_only(reading).version, _only(reading).tier) == (old.version, Tier.L1)
         assert reading.degradations == {Degradation.STALE, Degradation.STALE_REFRESHING}
         assert world.stats.ages["late"]["group"] == [90]

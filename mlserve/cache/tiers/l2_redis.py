@@ -363,6 +363,7 @@ def _judge(record: Any, key: Key, digest: bytes, policy: Policy, watermark: Wate
 _SEEN_AS = {
     MissReason.COLD: b"",
     MissReason.INVALIDATED: b"T",
+    MissReason.DECODE: b"!",
     MissReason.TIMEOUT: b"",  # nothing was seen at all: whatever lies there is news
 }
 
