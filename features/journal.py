@@ -159,14 +159,22 @@ class Journal:
 
 
 def _connect() -> psycopg.Connection[Any]:
-    """By Django's address and account. Fresh partitions of the journal have no statistics: no scans of all of it."""
+    """By Django's address and account."""
     parameters = cast(DatabaseWrapper, django_connection).get_connection_params()
     known = {name: of for name, of in parameters.items() if name not in _OF_DJANGO}
-    options = f"{parameters.get('options', '')} -c enable_seqscan=off -c jit=off".strip()
+    options = f"{parameters.get('options', '')} {_PLANS}".strip()
     known |= {"options": options, "application_name": "mlserve relay"}
     return BoundedConnection.connect(**known, autocommit=True)
 
 
+_PLANS = " ".join(
+    f"-c {setting}"
+    for setting in (
+        # Fresh partitions of the journal have no statistics, and most questions find nothing: the index, and no more.
+        *("enable_seqscan=off", "enable_hashjoin=off", "enable_mergejoin=off"),
+        *("max_parallel_workers_per_gather=0", "jit=off", "plan_cache_mode=force_generic_plan"),
+    )
+)
 _OF_DJANGO = {"context", "cursor_factory", "prepare_threshold", "pool", "assume_role", "isolation_level"}
 
 

@@ -87,8 +87,7 @@ def by_partition(changes: Iterable[Change], partitions: int) -> dict[int, list[E
     """The changes where they have to be told: at the entity and, in a Cluster, wherever a copy of a hot one may lie."""
     versions: dict[tuple[str, str], list[tuple[bytes, bytes]]] = {}
     for kind, entity_id, group, version in changes:
-        number = min(max(0, version), _LARGEST_VERSION).to_bytes(8, "big")
-        versions.setdefault((kind, entity_id), []).append((group.encode(), number))
+        versions.setdefault((kind, entity_id), []).append((group.encode(), _packed(version)))
     told: dict[int, list[EntityChange]] = {}
     for entity, of_entity in versions.items():
         places = set()
@@ -202,6 +201,14 @@ def _answer(reply: Any) -> Answer:
             return Unanswered(str(reply))
         case _:
             return Unanswered("no answer")
+
+
+def _packed(version: int) -> bytes:
+    """A line that somebody wrote into the journal by hand may be out of bounds; the nearest is told."""
+    try:
+        return version.to_bytes(8, "big")
+    except OverflowError:
+        return (0 if version < 0 else _LARGEST_VERSION).to_bytes(8, "big")
 
 
 def _partition_of(name: bytes) -> int:
