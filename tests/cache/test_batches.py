@@ -139,7 +139,7 @@ def test_a_foreign_watermark_is_replaced(batches: Batches, redis_client: redis.R
         (answer,) = batches.apply({0: Step(held, None, _mark(1))}, batch="b1").values()
         assert isinstance(answer, Raced | Applied)
         held = answer.watermark
-    assert parse(held) is None
+    assert parse(held) is None and len(held) < 100
     batches.apply({0: Step(held, None, _mark(1))}, batch="b1")
     assert redis_client.get(WM) == _mark(1).pack()
 

@@ -1,5 +1,6 @@
 """The journal's partitions: ahead of time, and gone when nobody needs them."""
 
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,9 +9,11 @@ import psycopg
 import pytest
 from django.db import connection
 
+from features import journal_partitions
 from features.journal_partitions import HOURS_AHEAD, KEPT, KEPT_AT_MOST, keep_up
 from features.models import FeatureRow
 from tests.features.sessions import conninfo
+from tests.fixtures.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 NOW = datetime(2026, 3, 2, 10, 30, tzinfo=UTC)
@@ -136,6 +139,35 @@ def test_a_writer_who_has_not_committed_keeps_the_journal_whole() -> None:
         assert OLD in upkeep.busy and OLD not in upkeep.dropped
         other.execute(_WRITE)
     assert OLD in keep_up(now=NOW).dropped
+
+
+def test_a_line_that_is_committed_at_the_last_moment_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks for the last line of a partition while somebody may still write to it."""
+    monkeypatch.setattr(journal_partitions, "_LOCK_WAIT_MS", 10_000)
+    early = _old_partition()
+    with psycopg.connect(conninfo()) as other:
+        late = other.execute(
+            """INSERT INTO features_journal (version, at, "group", entity_id) VALUES (1, %s, 'g', 'e')
+            RETURNING xid::text""",
+            (NOW - timedelta(hours=48),),
+        ).fetchall()[0][0]
+        _remember(f"{late}:{int(late) + 1}:{late}")
+        assert early < int(late)
+        dropped: list[str] = []
+        upkeep = threading.Thread(target=lambda: dropped.extend(_in_a_session_of_its_own()))
+        upkeep.start()
+        until(lambda: _one("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0)
+        other.commit()
+        upkeep.join()
+    assert OLD not in dropped
+    assert _one("SELECT count(*) FROM features_journal WHERE xid = %s::xid8", late) == 1
+
+
+def _in_a_session_of_its_own() -> list[str]:
+    try:
+        return keep_up(now=NOW).dropped
+    finally:
+        connection.close()
 
 
 _WRITE = """INSERT INTO features_journal (version, "group", entity_id) VALUES (1, 'merchant_risk', 'm2')"""
