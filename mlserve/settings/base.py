@@ -129,7 +129,6 @@ CELERY_TASK_DEFAULT_QUEUE = "refresh"
 CELERY_TASK_QUEUES = (Queue("refresh"), Queue("build"))
 CELERY_TASK_ROUTES = {
     "features.flush_write_behind": {"queue": "refresh"},
-    "features.keep_journal": {"queue": "refresh"},
     "features.*": {"queue": "build"},
     "warmup.*": {"queue": "refresh"},
 }

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
 from typing import Any, cast
 
+import msgspec
 import psycopg
 import pytest
 import redis
@@ -20,14 +21,16 @@ from django.core.management import CommandError, call_command
 from django.db import connection, connections
 
 from features import journal as journal_module
+from features.diagnosis import diagnose_relay
 from features.journal import Incarnation, Journal, KeptPartition, Span
 from features.relay import Lost, Relay, judge
-from mlserve.cache import codec
+from mlserve.cache import codec, wiring
 from mlserve.cache.clock import SystemClock
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key, names_of
 from mlserve.cache.tiers.batches import Answer, Applied, Batches, Step
 from mlserve.cache.watermark import Watermark, name_of, parse
+from mlserve.platform.diagnosis import Level
 from mlserve.settings.base import BASE_DIR
 from tests.cache.wire_contract import l2_at, wire_to_l2
 from tests.features.sessions import conninfo
@@ -535,21 +538,24 @@ def _command(*options: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_sigterm_ends_it_within_a_second(empty: redis.Redis, valkey_cache: ServerHandle) -> None:
+@pytest.mark.parametrize("frozen", ["nobody", "cache", "postgres"])
+def test_sigterm_ends_it_within_a_second(
+    frozen: str, empty: redis.Redis, valkey_cache: ServerHandle, postgres: ServerHandle
+) -> None:
     """Also while a server hangs; it says what it has done."""
-    for frozen in (False, True):
-        with _command("--tick-ms", "10", "--json") as process:
-            _wait_until_it_goes_on(empty)
-            if frozen:
-                valkey_cache.freeze()
-            began = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            out, _ = process.communicate(timeout=30)
-            took = time.monotonic() - began
-            valkey_cache.thaw()
-        assert process.returncode == 0
-        assert took < 1.0
-        assert json.loads(out)["steps"] > 0
+    with _command("--tick-ms", "10", "--json") as process:
+        _wait_until_it_goes_on(empty)
+        if frozen != "nobody":
+            (valkey_cache if frozen == "cache" else postgres).freeze()
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+        took = time.monotonic() - began
+        valkey_cache.thaw()
+        postgres.thaw()
+    assert process.returncode == 0
+    assert took < 1.0
+    assert json.loads(out)["steps"] > 0
 
 
 def test_kill_9_leaves_a_watermark_that_is_true(empty: redis.Redis) -> None:
@@ -623,3 +629,27 @@ def test_the_lag_is_a_fraction_of_the_bound(empty: redis.Redis, record_property:
     record_property("relay_lag_ms", {name: round(value * 1000, 1) for name, value in figures.items()})
     print({name: f"{value * 1000:.1f} ms" for name, value in figures.items()})
     assert lags[30] < 0.5
+
+
+# --- the doctor ---
+
+
+def test_the_doctor_sees_whether_a_relay_runs(empty: redis.Redis, valkey_cache: ServerHandle) -> None:
+    """By the watermark: none, a new one, one that is two seconds old, a cache that does not answer."""
+    wiring.reset()
+
+    def finding() -> tuple[Level, str]:
+        (found,) = diagnose_relay()
+        return found.level, found.detail
+
+    assert finding() == (Level.WARN, "1 of 1 watermarks are missing")
+    relay = _relay()
+    relay.tick()
+    level, detail = finding()
+    assert (level, f"by relay {relay.name}" in detail) == (Level.OK, True)
+    old = msgspec.structs.replace(_mark(empty), safe_time=time.time() - 2)
+    empty.set(WM, old.pack())
+    assert finding()[0] is Level.WARN
+    valkey_cache.kill()
+    assert finding() == (Level.WARN, "not examined: the cache does not answer")
+    wiring.reset()
