@@ -6,6 +6,7 @@ from benchmarks.contest import Benchmark
 from benchmarks.cost import open_cost
 from benchmarks.frozen import open_frozen
 from benchmarks.herd import open_stampede
+from benchmarks.journal_cost import open_journal_cost
 from benchmarks.l1_hit import open_l1
 from benchmarks.l2_read import open_l2
 from benchmarks.memory import open_memory
@@ -25,6 +26,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(name="artifact", about="one row through ONNX, against scikit-learn", open=open_artifact),
         Benchmark(
             name="penetration", about="ids that never existed, against the same without a filter", open=open_penetration
+        ),
+        Benchmark(
+            name="journal-cost",
+            about="writes of feature rows, against the same without a journal",
+            open=open_journal_cost,
         ),
         Benchmark(
             name="score", about="warm POST /v1/scores, against an empty view on the same server", open=open_scores

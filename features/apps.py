@@ -15,3 +15,4 @@ class FeaturesConfig(AppConfig):
         diagnosis = import_module("features.diagnosis")
         register("policies", diagnosis.diagnose_policies)
         register("features", diagnosis.diagnose_features)
+        register("relay", diagnosis.diagnose_relay)

@@ -1,14 +1,21 @@
-"""What the doctor says of the TTL policies and of the features' age."""
+"""What the doctor says of the TTL policies, of the features' age and of the relay."""
 
 from collections.abc import Iterator
 from datetime import datetime
 
+from django.conf import settings
 from django.db.models import Min
 from django.utils import timezone
 
 from features.definitions import GROUPS
 from features.models import FeatureRow, PolicyRevision, TtlPolicy
+from mlserve.cache.tiers.batches import Batches, Raced
+from mlserve.cache.watermark import parse
+from mlserve.cache.wiring import engine
 from mlserve.platform.diagnosis import Finding, Level
+
+RELAY_LATE_S = 1.0
+"""Twenty ticks."""
 
 
 def diagnose_policies() -> Iterator[Finding]:
@@ -50,6 +57,25 @@ def diagnose_features() -> Iterator[Finding]:
         )
     if not never and not late:
         yield _finding("features", Level.OK, f"{len(built)} groups built within their limits")
+
+
+def diagnose_relay() -> Iterator[Finding]:
+    """A relay moves the watermarks on many times a second; as old as the oldest of them is what the cache can prove."""
+    answers = Batches(engine().wire).read(range(settings.CACHE_PARTITIONS))
+    silent = [answer for answer in answers.values() if not isinstance(answer, Raced)]
+    marks = [parse(answer.watermark) for answer in answers.values() if isinstance(answer, Raced)]
+    readable = [mark for mark in marks if mark is not None]
+    fix = "keep `manage.py relay` running, two of them in production"
+    if silent:
+        yield _finding("relay", Level.WARN, "not examined: the cache does not answer", "mend that first")
+    elif len(readable) < len(marks):
+        yield _finding("relay", Level.WARN, f"{len(marks) - len(readable)} of {len(marks)} watermarks are missing", fix)
+    else:
+        oldest = min(readable, key=lambda mark: mark.safe_time)
+        lag_s = timezone.now().timestamp() - oldest.safe_time
+        late = lag_s > RELAY_LATE_S
+        detail = f"watermark {lag_s:,.2f} s old, by relay {oldest.relay}, epoch {oldest.epoch}"
+        yield _finding("relay", Level.WARN if late else Level.OK, detail, fix if late else "")
 
 
 def _age_s(moment: datetime, now: datetime) -> float:

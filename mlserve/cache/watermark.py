@@ -21,6 +21,7 @@ from mlserve.cache.keys import LAYOUT
 MOST_BYTES = 262_144
 """A snapshot names each transaction that was writing; this is room for twenty thousand of them."""
 _LARGEST_XID = 2**64 - 1
+_XIDS_IN_EPOCH = 2**32
 _PATTERN = re.compile(
     rb"([0-9]{1,18})\|(([0-9]{1,20}):([0-9]{1,20}):([0-9]{1,20}(?:,[0-9]{1,20})*)?)\|([0-9]{1,11}\.[0-9]{6})"
     rb"\|([A-Za-z0-9._/-]{1,64})"
@@ -71,10 +72,11 @@ def parse(text: bytes) -> Watermark | None:
 
 
 def _is_snapshot(oldest: int, following: int, running: list[int]) -> bool:
-    """As Postgres sees it: within bounds, in order, each once."""
-    bounds = [oldest, *running]
+    """As Postgres sees it: within bounds, in order, each once, and no number that it never gives."""
     return (
-        0 < oldest <= following <= _LARGEST_XID
-        and bounds[1:] == sorted(set(running))
+        oldest <= following <= _LARGEST_XID
+        and oldest % _XIDS_IN_EPOCH != 0
+        and following % _XIDS_IN_EPOCH != 0
+        and running == sorted(set(running))
         and all(oldest <= xid < following for xid in running)
     )

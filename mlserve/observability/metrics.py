@@ -83,6 +83,22 @@ WRITE_BEHIND_LAG = Gauge(
     multiprocess_mode="livemostrecent",
 )
 
+RELAY_LAG = Gauge(
+    "mlserve_relay_lag_seconds",
+    "Age of what the cache has been told last of the changes in Postgres; the oldest partition's.",
+    multiprocess_mode="livemostrecent",
+)
+RELAY_BATCHES = Counter(
+    "mlserve_relay_batches_total", "Steps of a partition's watermark, those without a change included."
+)
+RELAY_KEYS = Counter("mlserve_relay_keys_total", "Changed keys that L2 was told of.")
+RELAY_CHAIN_RACES = Counter(
+    "mlserve_relay_chain_races_total", "Steps refused because the watermark was not the one they built on."
+)
+CACHE_EPOCH = Gauge(
+    "mlserve_cache_epoch", "Copies of another one are void.", ["partition"], multiprocess_mode="livemostrecent"
+)
+
 HTTP_REQUESTS = Counter("mlserve_http_requests_total", "Requests by route and status.", ["route", "method", "status"])
 HTTP_LATENCY = Histogram("mlserve_http_request_seconds", "Time of a request.", ["route"], buckets=LATENCY_BUCKETS_S)
 

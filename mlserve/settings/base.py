@@ -146,6 +146,7 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "refresh-hot-keys": _every(10, "warmup.refresh_hot_keys"),
     "record-cache-figures": _every(10, "warmup.record_cache_figures"),
     "flush-write-behind": _every(5, "features.flush_write_behind"),
+    "keep-journal": _every(600, "features.keep_journal"),
     "warm-most-active": _every(300, "warmup.warm_most_active"),
     "build-bloom-filters": _every(300, "features.build_bloom_filters"),
     "rebuild-merchant-risk": _every(1800, "features.rebuild_merchant_risk"),

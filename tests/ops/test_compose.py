@@ -15,7 +15,7 @@ COMPOSE = BASE_DIR / "docker-compose.yml"
 TEXT = COMPOSE.read_text("utf-8")
 DOCUMENT: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
-APP = {"migrate", "processes", "web", "worker-refresh", "worker-build", "beat"}
+APP = {"migrate", "processes", "web", "relay", "worker-refresh", "worker-build", "beat"}
 ONE_SHOT = {"migrate"}
 REQUIRED = re.compile(r"\$\{([A-Z_]+):\?[^}]+\}")
 INTERPOLATED = re.compile(r"\$\{([A-Z_]+)(:[?-][^}]*)?\}")
@@ -33,7 +33,7 @@ def test_the_file_follows_the_compose_specification() -> None:
 
 
 def test_all_parts_of_the_service_are_there() -> None:
-    """PostgreSQL, two Valkeys, migration, web, a worker for each queue, one beat."""
+    """PostgreSQL, two Valkeys, migration, web, relay, a worker for each queue, one beat."""
     assert set(SERVICES) == {"postgres", "valkey-cache", "valkey-broker", *APP}
     queues = {
         queue for name, of in SERVICES.items() if "worker" in name for queue in _option(of, "--queues").split(",")
@@ -145,6 +145,12 @@ def test_commands_are_the_demos() -> None:
         command = SERVICES[name]["command"]
         assert command[:3] == ["celery", "--app", "mlserve.celery"]
         assert SERVICES[name]["environment"]["MLSERVE_DB_POOL_MAX_SIZE"] == "0"
+
+
+def test_two_relays_run() -> None:
+    """One that ends leaves another, and the reads of a second are no matter for PostgreSQL alone."""
+    assert SERVICES["relay"]["command"] == ["python", "manage.py", "relay"]
+    assert SERVICES["relay"]["deploy"]["replicas"] == 2
 
 
 def _option(service: dict[str, Any], name: str) -> str:

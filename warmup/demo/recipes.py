@@ -14,7 +14,7 @@ WEB_WORKERS = 2
 WEB_THREADS = 4
 """Per worker; fewer than the connections of its pool."""
 _WORKER_BUDGET_MS = 500
-"""Nobody waits for a Celery worker: it gives L2 more time to answer than a request does."""
+"""Nobody waits for a Celery worker or the relay: they give L2 more time to answer than a request does."""
 _WEB_STOP_S = 2
 """A request takes milliseconds. A granian worker that is told to stop while it loads the application never heeds it."""
 
@@ -35,6 +35,12 @@ def web(*, port: int) -> Recipe:
         environment=_environment(),
         essential=True,
     )
+
+
+def relay() -> Recipe:
+    """One: the demo starts it again if it dies, and until then values are read from PostgreSQL. Production runs two."""
+    environment = _environment(MLSERVE_CACHE_BUDGET_MS=str(_WORKER_BUDGET_MS))
+    return Recipe(name="relay", argv=[_PYTHON, _MANAGE, "relay"], environment=environment)
 
 
 def workers_and_beat() -> list[Recipe]:

@@ -74,7 +74,9 @@ class Command(DemoArguments):
         try:
             api_key, password = _prepare_access(place, stages, options)
             _prepare_data(place, stages, options)
-            # What follows keeps one processor busy; the web process uses the other to get ready.
+            # What follows keeps one processor busy; the web process uses the other to get ready. The relay goes before
+            # the warm-up: what is put into a cache without watermarks cannot be proven fresh.
+            stop.run_undisturbed(lambda: children.start(recipes.relay()))
             stop.run_undisturbed(lambda: children.start(recipes.web(port=port)))
             _prepare_scoring(stages)
             population = population_from_ledger(connection)

@@ -1,0 +1,14 @@
+"""Sessions of PostgreSQL beside Django's own."""
+
+from typing import cast
+
+from django.db import connection
+from django.db.backends.postgresql.base import DatabaseWrapper
+from psycopg.conninfo import make_conninfo
+
+
+def conninfo() -> str:
+    """For libpq: the database that Django uses now."""
+    known = cast(DatabaseWrapper, connection).get_connection_params()
+    wanted = ("dbname", "user", "password", "host", "port", "options")
+    return make_conninfo(**{name: known[name] for name in wanted if name in known})
