@@ -15,6 +15,7 @@ until its own limit, counted from its own `as_of`, as any copy does.
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 import redis
@@ -32,6 +33,8 @@ HOT_ENTITIES = 1_000
 HOT_KEYS_PER_SECOND = 500
 """What a rebuild may add to the reads of Postgres per second, because each of these is read again at once."""
 WRITE_LEASE_S = 0.005
+"""Longer than Redis takes and short enough for writers who wait for the rows that are held meanwhile."""
+_NO_LEASES: Mapping[Entity, LeaseToken] = MappingProxyType({})
 _CHUNK = 500
 _HOT_CHUNK = 25
 _FAILURES_IN_A_ROW = 3
@@ -56,11 +59,12 @@ def write_leases(keys: Collection[Key]) -> Mapping[Entity, LeaseToken]:
     return cache.l2.lease_for_write(entities, timeout_s=WRITE_LEASE_S) if entities else {}
 
 
-def write_through(entries: Mapping[Key, Entry], leases: Mapping[Entity, LeaseToken]) -> None:
+def write_through(entries: Mapping[Key, Entry], leases: Mapping[Entity, LeaseToken] = _NO_LEASES) -> None:
     """Puts values that were just committed into L2 and into this process's L1.
 
     L2 keeps the newer of two by version. Where it cannot be told, the copy that it holds is out of date, so an
-    invalidation is left pending until it can. Groups whose freshness is proven are filled with their `write_leases`.
+    invalidation is left pending until it can. Groups whose freshness is proven are filled with their `write_leases`;
+    without one their copies are withdrawn.
     """
     cache, policies = engine(), policies_in_force().policies
     cache.l1.put_many({key: entry for key, entry in entries.items() if policies[key.group].use_l1}, policies)
