@@ -16,6 +16,7 @@ _GOOD = {
     "negative_ttl_s": "30",
     "use_l1": "on",
     "use_l2": "on",
+    "freshness": "ttl",
     "on_missing": "default",
 }
 

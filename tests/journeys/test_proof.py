@@ -1,4 +1,4 @@
-"""Freshness that is proven, on real servers: writers whom nobody hears of, a relay, readers through the real cascade."""
+"""Freshness that is proven, on real servers: writers nobody hears of, a relay, readers through the real cascade."""
 
 import random
 import threading
