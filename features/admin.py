@@ -66,7 +66,7 @@ class TtlPolicyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "fresh_for",
         "grace",
         "negative_ttl",
-        "freshness",
+        "fresh_by",
         "use_l1",
         "use_l2",
         "if_missing",
@@ -138,6 +138,10 @@ class TtlPolicyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display(description="negative TTL", ordering="negative_ttl_s")
     def negative_ttl(self, policy: TtlPolicy) -> str:
         return units.span(policy.negative_ttl_s)
+
+    @admin.display(description="fresh by", ordering="freshness")
+    def fresh_by(self, policy: TtlPolicy) -> str:
+        return "proof" if policy.freshness == TtlPolicy.Freshness.PROVEN else "age"
 
     @admin.display(description="on missing", ordering="on_missing")
     def if_missing(self, policy: TtlPolicy) -> str:
