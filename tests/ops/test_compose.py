@@ -94,6 +94,7 @@ def test_the_cache_evicts_and_the_broker_does_not() -> None:
     """Two servers with opposite duties: the settings that system checks and doctor ask for."""
     cache, broker = (SERVICES[name]["command"][-1] for name in ("valkey-cache", "valkey-broker"))
     assert "maxmemory 256mb\nmaxmemory-policy volatile-lfu\n" in cache
+    assert "hash-max-listpack-value 2048\n" in cache
     assert "appendonly no\n" in cache
     assert "maxmemory-policy noeviction\n" in broker
     assert "appendonly yes\n" in broker
