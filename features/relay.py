@@ -9,7 +9,7 @@ watermark that is true.
 Where a watermark cannot be continued, nobody can tell which copies are out of date, and the partition gets a new
 epoch: all its copies are void at once. That is so if
 
-* it is gone or unreadable (FLUSHALL, a restart, a value of somebody else's),
+* it is gone or unreadable (FLUSHALL, a restart, a value of somebody else's, another key of the seal),
 * Postgres is not the one that it speaks of (a promoted standby, a restored backup, another server),
 * the journal was trimmed past it, or holds more than is worth telling one by one.
 
@@ -30,7 +30,7 @@ import structlog
 from features.journal import Incarnation, Journal, Kept, KeptPartition, Span
 from mlserve.cache.clock import Clock
 from mlserve.cache.tiers.batches import Answer, Applied, Batches, EntityChange, Raced, Step, Unanswered, by_partition
-from mlserve.cache.watermark import Watermark, parse
+from mlserve.cache.watermark import Watermark
 from mlserve.observability import metrics
 
 TICK_S = 0.05
@@ -161,7 +161,7 @@ class Relay:
     # --- what is to be done ---
 
     def _steps(self, partitions: Sequence[int]) -> dict[int, Step]:
-        held = {partition: parse(self._held[partition]) for partition in partitions}
+        held = {partition: self._batches.parse(partition, self._held[partition]) for partition in partitions}
         spans = {mark.snapshot: None for mark in held.values() if mark is not None}
         read = {snapshot: self._journal.since(snapshot) for snapshot in spans}
         kept = self._journal.kept()
@@ -215,7 +215,7 @@ class Relay:
                 continue
             self._away.answered(partition)
             self._held[partition] = answer.watermark
-            mark = parse(answer.watermark)
+            mark = self._batches.parse(partition, answer.watermark)
             if mark is not None:
                 self._promised[partition] = mark
 

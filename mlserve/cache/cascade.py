@@ -12,6 +12,7 @@ Nothing here raises on account of a tier: the worst that a broken cache can do i
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 
 import msgspec
 
@@ -33,6 +34,7 @@ from mlserve.cache.xfetch import HORIZON_COSTS, refreshes_early
 _L1 = Tier.L1  # Python 3.11 takes longer to find a member of an enumeration than a copy in L1
 _EVERYBODY = NullMembership()
 _NOTHING_WRONG: frozenset[Degradation] = frozenset()
+_NOTHING_SEEN: Mapping[Key, int] = MappingProxyType({})
 FOLLOW_S = 2.0
 """How long to wait for another thread's look, having nothing to serve: as long as its own waits can add up to."""
 _LATENCY_SAMPLE = 16
@@ -55,19 +57,20 @@ class _Search(msgspec.Struct):
     membership: Membership
     now: float
     max_age_s: float | None
+    at_least: Mapping[Key, int]
     traceless: bool
     stats: Stats
     open: list[Key]
     found: dict[Key, tuple[Entry, Tier]]
     """What will be served, and who had it."""
     expired: dict[Key, tuple[Entry, Tier]]
-    """The newest copy past its limit, in case the source cannot be reached."""
+    """The newest copy that does not serve, in case the source cannot be reached."""
     seen_in_l2: Found
     into_l1: dict[Key, Entry]
     refreshing: set[Key]
     source_failed: bool
     spared: set[Key]
-    """Served although past their limit or unproven, the source being away."""
+    """Served although past their limit, unproven or older than `at_least`, the source being away."""
     trace: list[TierTrace]
     degradations: set[Degradation]
 
@@ -115,20 +118,26 @@ class Cascade:
         request: RequestTier,
         budget: Budget,
         max_age_s: float | None = None,
+        at_least: Mapping[Key, int] | None = None,
         leave_no_trace: bool = False,
         membership: Membership = _EVERYBODY,
     ) -> Reading:
         """An outcome for every key.
 
+        `at_least`: the versions that the caller has seen. A copy with a smaller one is a miss; it serves, flagged, only
+        while the source is away. What the source says counts, whatever its version.
         `leave_no_trace` (dry runs) neither fills nor promotes nor counts. `membership`: which entities never existed,
         asked only about those that no tier knows.
         """
         outcomes: dict[Key, Outcome] = {}
         trace: list[TierTrace] = []
-        if max_age_s is None and not leave_no_trace and request.latest is None and request.held is None:
+        quick = max_age_s is None and not at_least and not leave_no_trace
+        if quick and request.latest is None and request.held is None:
             # The hot path: what this process holds and what is fresh beyond doubt. Whatever is decided here
             # `Policy.verdict` would decide alike, more slowly; a test compares the two.
             now, get, hits = self._now(), self._l1_get, self._hits(_L1)
+            # Before the copies that it vouches for: what is heard in between takes a copy away and moves this on.
+            vouched_s = now - self._l1.vouched_at
             missing: list[Key] = []
             for key in keys:
                 entry = get(key)
@@ -136,7 +145,11 @@ class Cascade:
                     group = key.group
                     policy = policies[group]
                     age_s = now - entry.as_of
-                    if 0.0 <= age_s < policy.surely_fresh_s - HORIZON_COSTS * entry.cost_s and entry.values is not None:
+                    if (
+                        0.0 <= age_s < policy.surely_fresh_s - HORIZON_COSTS * entry.cost_s
+                        and entry.values is not None
+                        and (not policy.proven or (vouched_s <= policy.bound_s and entry.vouched_at > 0.0))
+                    ):
                         outcomes[key] = Outcome(key, entry, _L1, age_s, policy.fresh_for_s)
                         hits[group].append(age_s)
                         continue
@@ -158,6 +171,7 @@ class Cascade:
             membership=membership,
             now=self._now(),
             max_age_s=max_age_s,
+            at_least=at_least or _NOTHING_SEEN,
             traceless=leave_no_trace,
             stats=NullStats() if leave_no_trace else self._stats,
             open=missing,
@@ -190,7 +204,10 @@ class Cascade:
         if request.is_empty:
             return
         held = request.get_many(search.open, search.policies)
-        answered = {key: entry for key, entry in held.items() if isinstance(entry, Entry)}
+        entries = {key: entry for key, entry in held.items() if isinstance(entry, Entry)}
+        answered = {key: entry for key, entry in entries.items() if _reaches(search, key, entry)}
+        for key in entries.keys() - answered.keys():
+            _keep_newest(search.expired, key, entries[key], Tier.REQUEST)
         if answered:
             for key, entry in answered.items():
                 search.found[key] = (entry, Tier.REQUEST)
@@ -228,26 +245,32 @@ class Cascade:
         without: list[Key] = []
         alone: list[Key] = []
         for key, flight in flights.items():
-            policy = search.policies[key.group]
-            patience_s = WAIT_WITH_COPY_S if self._has_spare(search, key) else FOLLOW_S
+            patience_s = WAIT_WITH_COPY_S if self._serves_meanwhile(search, key) else FOLLOW_S
             if not flight.wait(max(0.0, joined + patience_s - self._monotonic())):
-                if self._has_spare(search, key):
+                if self._serves_meanwhile(search, key):
                     search.refreshing.add(key)
                     without.append(key)
                 else:
                     alone.append(key)
                 continue
             search.now = max(search.now, self._now())
-            brought = flight.brought.get(key)
+            brought, past_limit = flight.brought.get(key), flight.past_limit.get(key)
+            if brought is None and past_limit is not None:
+                if self._serves(search, key, past_limit[0], life_share=self._life_share(key)):
+                    brought = past_limit  # too old for that thread's request and good enough for this one
+                else:
+                    _keep_newest(search.expired, key, *past_limit)
             if brought is None:
-                if key in flight.past_limit:
-                    _keep_newest(search.expired, key, *flight.past_limit[key])
+                if flight.refreshing and self._has_spare(search, key) and not self._serves_meanwhile(search, key):
+                    alone.append(key)  # what serves that thread's request until then is too old for this one
+                    continue
                 if flight.refreshing:
                     search.refreshing.add(key)
                 else:
                     search.source_failed = True
                 without.append(key)
-            elif not policy.verdict(brought[0], now=search.now, max_age_s=search.max_age_s).serves:
+            elif not self._serves(search, key, brought[0]):
+                _keep_newest(search.expired, key, *brought)
                 alone.append(key)  # good enough for that thread's request and too old for this one
             else:
                 search.found[key] = brought
@@ -258,17 +281,27 @@ class Cascade:
             self._look_below(search, budget)
         search.open += without
 
+    def _serves(self, search: _Search, key: Key, entry: Entry, *, life_share: float = 1.0) -> bool:
+        policy = search.policies[key.group]
+        verdict = policy.verdict(entry, now=search.now, max_age_s=search.max_age_s, life_share=life_share)
+        return verdict.serves and _reaches(search, key, entry)
+
     def _has_spare(self, search: _Search, key: Key) -> bool:
         held = search.expired.get(key)
         return held is not None and search.policies[key.group].within_grace(held[0], now=search.now)
 
+    def _serves_meanwhile(self, search: _Search, key: Key) -> bool:
+        """Whether the spare copy may serve although the source is not away, while somebody else loads."""
+        return self._has_spare(search, key) and _reaches(search, key, search.expired[key][0])
+
     def _look_below(self, search: _Search, budget: Budget) -> None:
-        """L2, the filter of ids, the source; and what was found goes into L1."""
+        """L2, the filter of ids, the source; and what was found goes into L1, unless it may have changed meanwhile."""
+        since = self._l1.begin()
         self._ask_l2(search, budget)
         self._end_with_ids_that_never_were(search)
         self._load(search)
         if search.into_l1 and not search.traceless:
-            self._l1.put_many(search.into_l1, search.policies)
+            self._l1.put_many(search.into_l1, search.policies, since=since)
             search.into_l1 = {}
 
     def _ask_l2(self, search: _Search, budget: Budget) -> None:
@@ -304,6 +337,8 @@ class Cascade:
                 continue
             policy, share = search.policies[key.group], self._life_share(key)
             verdict = policy.verdict(entry, now=search.now, max_age_s=search.max_age_s, life_share=share)
+            if not _reaches(search, key, entry):
+                verdict = Verdict.UNPROVEN
             if not verdict.serves:
                 _keep_newest(search.expired, key, entry, tier)
                 reason = MissReason.EXPIRED if verdict is Verdict.EXPIRED else MissReason.UNPROVEN
@@ -333,7 +368,7 @@ class Cascade:
             return
         # What must be proven is not left to the filter: it may be two seconds behind.
         asked = {key.entity for key in search.open} - {
-            key.entity for key in search.open if search.policies[key.group].proven
+            key.entity for key in search.open if search.policies[key.group].proven or search.at_least.get(key)
         }
         unknown = {entity for entity in asked if not search.membership.may_exist(*entity)}
         if not unknown:
@@ -349,7 +384,7 @@ class Cascade:
             return
         policies, source = search.policies, self._source_tier
         started = self._monotonic()
-        spare = {key: search.expired[key][0] for key in search.open if self._has_spare(search, key)}
+        spare = {key: search.expired[key][0] for key in search.open if self._serves_meanwhile(search, key)}
         loaded = self._loading.load(
             Order(
                 keys=search.open,
@@ -358,6 +393,7 @@ class Cascade:
                 seen=search.seen_in_l2,
                 spare=spare,
                 max_age_s=search.max_age_s,
+                at_least=search.at_least,
                 strict=search.max_age_s == 0,
                 traceless=search.traceless,
             )
@@ -424,12 +460,17 @@ class Cascade:
         age_s = max(0.0, search.now - entry.as_of)
         # Said of the moment of the answer: a copy that was fresh when its tier was asked may have passed its limit
         # while the source was read for another key. A limit of 0 forbids copies; what the source says is fresh.
-        unproven = search.policies[key.group].proven and key in search.spared
+        unproven = key in search.spared and (search.policies[key.group].proven or not _reaches(search, key, entry))
         if unproven or (age_s > max_age_s and not (max_age_s == 0 and tier is self._source_tier)):
             search.degradations.add(Degradation.STALE)
             search.stats.stale(key.group)
             return Outcome(key, entry, tier, age_s, max_age_s, True, (Degradation.STALE,))
         return Outcome(key, entry, tier, age_s, max_age_s)
+
+
+def _reaches(search: _Search, key: Key, entry: Entry) -> bool:
+    """Whether a copy is no older than what the caller has seen of the key."""
+    return entry.version >= search.at_least.get(key, 0)
 
 
 def _keep_newest(held: dict[Key, tuple[Entry, Tier]], key: Key, entry: Entry, tier: Tier) -> None:

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mlserve.cache.bloom import Membership
+from mlserve.cache.chain import NEVER_BEGUN
 from mlserve.cache.codec import identity
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
@@ -68,7 +69,14 @@ class MemoryTier(LocalTier, SharedTier):
         self.calls.append("peek")
         return self._found(keys)
 
-    def put_many(self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy]) -> bool:
+    vouched_at = 0.0
+
+    def begin(self) -> int:
+        return NEVER_BEGUN
+
+    def put_many(
+        self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], *, since: int = NEVER_BEGUN
+    ) -> bool:
         self.calls.append("put")
         if self.outage:
             return False

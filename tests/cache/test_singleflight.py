@@ -133,6 +133,7 @@ def test_after_a_load_that_fails_old_copies_serve_all_who_waited(world: World) -
     assert _nothing_in_the_air(world)
 
 
+@pytest.mark.quiet
 def test_who_has_an_old_copy_does_not_wait_for_long(world: World) -> None:
     """It serves, flagged, while another thread is loading; the source is not asked a second time."""
     old = world.source.write(A)

@@ -77,6 +77,7 @@ def test_several_nodes_cost_the_time_of_one(scene: Scene, cluster_topology: Clus
     assert 0.1 <= took_s < 0.1 * PRIMARIES
 
 
+@pytest.mark.quiet
 def test_a_frozen_node_costs_one_timeout_and_the_others_answer(scene: Scene, cluster_topology: ClusterTopology) -> None:
     """In the call that finds out, too; each node has a breaker of its own."""
     scene.wire.ask([put(number) for number in KEYS])
