@@ -4,7 +4,15 @@ from typing import Any, Final
 
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema
 
-from mlserve.api.openapi import KEYED, answer, problems, request_body, schema_of
+from mlserve.api.openapi import (
+    KEYED,
+    VERSION_ANSWERED,
+    VERSION_SENT,
+    answer,
+    problems,
+    request_body,
+    schema_of,
+)
 from mlserve.errors import ErrorCode
 from predictions.api.model_list import ModelList
 from predictions.messages import ScoreRequest, ScoreResponse, TransactionId
@@ -94,6 +102,8 @@ describe_score = extend_schema(
             {"type": "string", "enum": ["true", "false"]},
             description="Stores nothing, fills nothing, counts nothing.",
         ),
+        VERSION_SENT,
+        VERSION_ANSWERED,
     ],
     request=request_body(ScoreRequest),
     examples=[
