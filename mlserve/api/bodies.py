@@ -32,7 +32,8 @@ class MalformedBody(MlserveError):
 def read_json_body(request: Request) -> bytes:
     """The raw bytes of a body that claims to be JSON; none of them looked at.
 
-    Raises `UnsupportedMediaType`, `LengthRequired`, `BodyTooLarge`, or `MalformedBody` if it is empty.
+    Raises `UnsupportedMediaType`, `LengthRequired`, `BodyTooLarge`, or `MalformedBody` if it is empty or ends before
+    its length.
     """
     meta = request.META
     _check_media_type(meta.get("CONTENT_TYPE", ""))
@@ -44,6 +45,8 @@ def read_json_body(request: Request) -> bytes:
     body: bytes = request._request.body
     if not body:
         raise MalformedBody("The body is empty; send a JSON object.")
+    if length.isdecimal() and len(body) < int(length):
+        raise MalformedBody(f"The body ends after {len(body)} of {length} bytes.")
     return body
 
 

@@ -24,6 +24,7 @@ SOURCE_RETRY_AFTER_S: Final = 2
 """How long Postgres' pool tries before it gives up: sooner makes no sense."""
 _PAGES: Final = ("/admin/", "/static/")
 """What people open in a browser gets Django's own error pages."""
+_REPEATED_CHARACTERS: Final = 200
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -91,13 +92,13 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
         case PermissionDenied():
             return problem_response(request, ErrorCode.FORBIDDEN, "This is not allowed.")
         case Http404() | exceptions.NotFound():
-            return problem_response(request, ErrorCode.NOT_FOUND, f"Nothing is at {request.path}.")
+            return problem_response(request, ErrorCode.NOT_FOUND, f"Nothing is at {_short(request.path)}.")
         case exceptions.MethodNotAllowed():
             allowed = ", ".join(context["view"].allowed_methods)
             return problem_response(
                 request,
                 ErrorCode.METHOD_NOT_ALLOWED,
-                f"{request.method} is not allowed here; allowed: {allowed}.",
+                f"{_short(str(request.method))} is not allowed here; allowed: {allowed}.",
                 headers={"Allow": allowed},
             )
         case exceptions.NotAcceptable():
@@ -131,7 +132,7 @@ def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler404`."""
     if request.path_info.startswith(_PAGES):
         return defaults.page_not_found(request, exception)
-    return problem_response(request, ErrorCode.NOT_FOUND, f"Nothing is at {request.path_info}.")
+    return problem_response(request, ErrorCode.NOT_FOUND, f"Nothing is at {_short(request.path_info)}.")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
@@ -141,3 +142,8 @@ def server_error(request: HttpRequest) -> HttpResponse:
     return problem_response(
         request, ErrorCode.INTERNAL, "An error that nobody foresaw; the log has it under this request id."
     )
+
+
+def _short(text: str) -> str:
+    """What a problem repeats of an address or a method that may have thousands of characters."""
+    return text if len(text) <= _REPEATED_CHARACTERS else f"{text[:_REPEATED_CHARACTERS]}…"

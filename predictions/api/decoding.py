@@ -5,6 +5,7 @@ refuses is read a second time, field by field, with the same decoders, to report
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final, Union
@@ -13,6 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from mlserve.api.bodies import MalformedBody
+from mlserve.api.json_limits import ORDINARY_BYTES, refuse_outsized
 from mlserve.api.parameters import SHOWN_CHARACTERS, InvalidParameter, read_parameters, shown
 from mlserve.errors import ErrorCode, FieldError, MlserveError
 from predictions.messages import ScoreOptions, ScoreRequest, TransactionId
@@ -57,6 +59,8 @@ _DESCRIPTIONS: Final[dict[str, str]] = {
 
 def decode_score_request(body: bytes, *, now: datetime) -> ScoreRequest:
     """The request in `body`. Raises `MalformedBody` if it is not JSON, `InvalidFields` if it is wrong."""
+    if len(body) > ORDINARY_BYTES:
+        refuse_outsized(body)
     try:
         wire = _decode_given(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -109,8 +113,12 @@ def _bad_parameter(name: str, value: str, allowed: str) -> InvalidParameter:
 
 def _explain(body: bytes, *, now: datetime) -> MlserveError:
     try:
+        if len(body) <= ORDINARY_BYTES:
+            refuse_outsized(body)  # a longer one was looked at before
         members = _members(body)
         raw = _decode_raw_object(body)
+    except MalformedBody as error:
+        return error
     except UnicodeDecodeError as error:
         return MalformedBody(f"The body is not UTF-8: byte {error.start} starts no character.")
     except RecursionError:
@@ -121,7 +129,9 @@ def _explain(body: bytes, *, now: datetime) -> MlserveError:
         )
     except ValueError as error:
         return MalformedBody(f"The body is not JSON: {error}.")
-    duplicates = sorted({name for name in members if members.count(name) > 1}) if len(members) > len(raw) else []
+    duplicates = (
+        sorted(name for name, times in Counter(members).items() if times > 1) if len(members) > len(raw) else []
+    )
     if duplicates:
         errors = [FieldError(pointer=_pointer(name), detail="stands there more than once") for name in duplicates]
         return MalformedBody("The body has duplicate keys.", errors=errors[:_MAX_ERRORS])
