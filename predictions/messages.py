@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from mlserve.api.moments import Instant
 from mlserve.cache.outcome import Degradation
 
 # Not dots alone: clients take `.` and `..` in a path for steps in it, and could never ask for such an id.
@@ -85,7 +86,7 @@ class ServedFeature(msgspec.Struct, frozen=True):
     name: str
     value: float
     tier: str
-    as_of: datetime | None
+    as_of: Instant | None
     age_s: float | None
     max_age_s: float | None
     stale: bool
@@ -112,7 +113,7 @@ class ScoreResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     model: ServedModel
     policy_version: int
     prediction_tier: str
-    decided_at: datetime
+    decided_at: Instant
     features: tuple[ServedFeature, ...] | None = None
     trace: tuple[ServedTier, ...] | None = None
 

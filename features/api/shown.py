@@ -8,6 +8,7 @@ import msgspec
 
 from features.definitions import GROUPS
 from features.models import PolicyRevision, TtlPolicy
+from mlserve.api.moments import Instant
 
 
 class CopyShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,8 +20,8 @@ class CopyShown(msgspec.Struct, frozen=True, kw_only=True):
     tier: str
     negative: bool
     version: int
-    as_of: datetime
-    written_at: datetime
+    as_of: Instant
+    written_at: Instant
     age_s: float
     max_age_s: float
     stale: bool
@@ -39,7 +40,7 @@ class EntityShown(msgspec.Struct, frozen=True, kw_only=True):
 
     entity: str
     id: str
-    at: datetime
+    at: Instant
     groups: list[GroupShown]
 
 
@@ -64,7 +65,7 @@ class PolicyShown(msgspec.Struct, frozen=True, kw_only=True):
     use_l1: bool
     use_l2: bool
     on_missing: str
-    updated_at: datetime
+    updated_at: Instant
     write: str | None = None
     """`through`, `around` or `behind`, as the group's definition says; null for predictions, which nobody writes."""
 

@@ -14,8 +14,14 @@ from mlserve.errors import STATUS_OF, TITLE_OF, ErrorCode
 _REF_TEMPLATE: Final = "#/components/schemas/{name}"
 _components: dict[str, Any] = {}
 
-ALWAYS: Final = (ErrorCode.MALFORMED_REQUEST, ErrorCode.INTERNAL)
-KEYED: Final = (*ALWAYS, ErrorCode.UNAUTHENTICATED, ErrorCode.FORBIDDEN, ErrorCode.SOURCE_UNAVAILABLE)
+ALWAYS: Final = (ErrorCode.MALFORMED_REQUEST, ErrorCode.NOT_ACCEPTABLE, ErrorCode.INTERNAL)
+KEYED: Final = (
+    *ALWAYS,
+    ErrorCode.INVALID_PARAMETER,
+    ErrorCode.UNAUTHENTICATED,
+    ErrorCode.FORBIDDEN,
+    ErrorCode.SOURCE_UNAVAILABLE,
+)
 """What any view behind an API key may answer."""
 
 Responses = dict[tuple[int, str], OpenApiResponse]

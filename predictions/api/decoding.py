@@ -129,9 +129,7 @@ def _explain(body: bytes, *, now: datetime) -> MlserveError:
         )
     except ValueError as error:
         return MalformedBody(f"The body is not JSON: {error}.")
-    duplicates = (
-        sorted(name for name, times in Counter(members).items() if times > 1) if len(members) > len(raw) else []
-    )
+    duplicates = sorted(name for name, times in Counter(members).items() if times > 1)
     if duplicates:
         errors = [FieldError(pointer=_pointer(name), detail="stands there more than once") for name in duplicates]
         return MalformedBody("The body has duplicate keys.", errors=errors[:_MAX_ERRORS])

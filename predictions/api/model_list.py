@@ -1,10 +1,10 @@
 """The model versions as `GET /v1/models` shows them."""
 
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from mlserve.api.moments import Instant
 from predictions.models import Activation, ModelVersion
 
 
@@ -26,7 +26,7 @@ class ModelShown(msgspec.Struct, frozen=True, kw_only=True):
     thresholds: ThresholdsShown
     metrics: dict[str, Any]
     digest: str
-    created_at: datetime
+    created_at: Instant
 
 
 class ModelList(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What the schema-driven client has to know that an OpenAPI document cannot say. Loaded by that client, not by pytest."""
+"""What the schema-driven client has to know that an OpenAPI document cannot say. That client loads it."""
 
 import json
 
@@ -8,7 +8,7 @@ from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 _BEYOND_THE_SCHEMA = ("before 1970", "more than a day ahead", "too exact: at most")
-"""What the document says in words: the window of moments hangs on the clock, and decimals are no multiple of a float."""
+"""What the document says in words: the window of moments hangs on the clock, and no float is a multiple of 0.0001."""
 
 
 @schemathesis.check

@@ -1,6 +1,7 @@
 """Bodies that are made to cost much: each is refused for less than they cost to send."""
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
@@ -136,10 +137,8 @@ def test_a_short_body_is_held_to_the_limits_too(depth: int) -> None:
 @given(st.binary(max_size=300) | st.text(alphabet='[]{}",\\1 ', max_size=300).map(str.encode))
 def test_any_bytes_are_judged(body: bytes) -> None:
     """Never another exception than that one."""
-    try:
+    with suppress(MalformedBody):
         refuse_outsized(body)
-    except MalformedBody:
-        pass
 
 
 @given(

@@ -60,6 +60,18 @@ def test_the_page_has_nothing_inline(client: Client) -> None:
     assert "SwaggerUIBundle" in client.get("/docs?script=").content.decode()
 
 
+def test_moments_are_said_to_be_moments(document: dict[str, Any]) -> None:
+    """Clients that are made from the document read them as such, not as strings."""
+    found = 0
+    for schema in document["components"]["schemas"].values():
+        for name, value in schema.get("properties", {}).items():
+            if name == "at" or name.endswith(("_at", "as_of")):
+                branches = value.get("anyOf", [value])
+                assert any(branch.get("format") == "date-time" for branch in branches), (schema["title"], name)
+                found += 1
+    assert found >= 7
+
+
 def test_references_lead_somewhere(document: dict[str, Any]) -> None:
     """Every `$ref` names a schema of the document."""
     text = json.dumps(document)
