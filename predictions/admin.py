@@ -1,12 +1,13 @@
-"""What operators see of models and decisions, and the one thing that they do: say which model version serves."""
+"""What operators see of models and decisions, and set: which version serves, and what it does without a source."""
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
+from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.html import format_html, format_html_join
@@ -36,7 +37,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
         "created",
     )
     actions = ("activate_version",)
-    fields = (
+    readonly_fields = (
         "label",
         "serving",
         "estimator",
@@ -48,6 +49,8 @@ class ModelVersionAdmin(ReadOnlyAdmin):
         "training_table",
         "features_table",
     )
+    fields = ("on_missing_source", *readonly_fields)
+    radio_fields: ClassVar = {"on_missing_source": admin.VERTICAL}
 
     class Media:
         css = {"all": ("console/console.css",)}
@@ -58,6 +61,15 @@ class ModelVersionAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[ModelVersion]:
         self._serving_id = Activation.objects.values_list("model_version_id", flat=True).first()
         return super().get_queryset(request)
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        """Only `on_missing_source` can be changed: all other fields are shown, not asked for."""
+        return request.user.has_perm("predictions.change_modelversion")
+
+    def save_model(self, request: HttpRequest, obj: ModelVersion, form: ModelForm, change: bool) -> None:  # type: ignore[type-arg]
+        obj.save(update_fields=["on_missing_source"])
+        if form.changed_data:
+            self.message_user(request, f"Model {obj}: in force in every process within a second.", messages.INFO)
 
     def has_activate_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("predictions.add_activation")

@@ -4,9 +4,12 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models.functions import Now
 
+from predictions.missing import OnMissingSource
+
 
 class ModelVersion(models.Model):
-    """A trained model. Never changed after registration; which one serves is `Activation`'s matter."""
+    """A trained model. Never changed after registration but in `on_missing_source`; which one serves is `Activation`'s
+    matter."""
 
     name = models.TextField(default="fraud")
     version = models.PositiveIntegerField()
@@ -24,10 +27,26 @@ class ModelVersion(models.Model):
     """Data span, seed, rows, library versions: what is needed to train it again."""
     parity = models.JSONField()
     """Largest difference between ONNX and scikit-learn, decisions that differed, rows compared."""
+    on_missing_source = models.TextField(
+        "on a missing source",
+        default=OnMissingSource.FOLLOW.value,
+        choices=[
+            (OnMissingSource.FOLLOW.value, "as the policy of each feature group says"),
+            (OnMissingSource.DEFAULT.value, "score with defaults, flagged"),
+            (OnMissingSource.FAIL.value, "refuse the score: 503"),
+        ],
+        help_text="Of a feature group that neither the cache nor PostgreSQL can supply.",
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:
-        constraints = (models.UniqueConstraint(fields=["name", "version"], name="model_version_unique"),)
+        constraints = (
+            models.UniqueConstraint(fields=["name", "version"], name="model_version_unique"),
+            models.CheckConstraint(
+                condition=models.Q(on_missing_source__in=[rule.value for rule in OnMissingSource]),
+                name="model_version_on_missing_source",
+            ),
+        )
         ordering = ("-id",)
 
     def __str__(self) -> str:

@@ -42,6 +42,7 @@ from predictions.messages import (
     ServedTier,
     with_degradation,
 )
+from predictions.missing import OnMissingSource, refuses
 from predictions.reasons import explain
 from predictions.registry.active import current_model
 from predictions.registry.artifact import LoadedModel
@@ -53,7 +54,7 @@ _TIERS_BY_DISTANCE = {tier: distance for distance, tier in enumerate(Tier)}
 
 
 class FeaturesUnavailable(MlserveError):
-    """A policy forbids to score without a group that neither cache nor source could supply."""
+    """Policy or model forbids to score without a group that neither cache nor source could supply."""
 
     code: ClassVar[ErrorCode] = ErrorCode.FEATURES_UNAVAILABLE
     retry_after_s: ClassVar[int | None] = 2
@@ -101,7 +102,7 @@ def score_transaction(
         leave_no_trace=options.dry_run,
     )
     outcomes = {group: reading.outcomes[key] for group, key in keys.items()}
-    _refuse_missing(outcomes, reading, book)
+    _refuse_missing(outcomes, reading, book, model.on_missing_source)
     lap("features")
 
     derived = plan.derive(
@@ -179,17 +180,20 @@ def _plan_of(feature_names: tuple[str, ...]) -> VectorPlan:
     return VectorPlan(feature_names)
 
 
-def _refuse_missing(outcomes: Mapping[str, Outcome], reading: Reading, book: PolicyBook) -> None:
+def _refuse_missing(outcomes: Mapping[str, Outcome], reading: Reading, book: PolicyBook, rule: OnMissingSource) -> None:
     if Degradation.SOURCE_UNAVAILABLE not in reading.degradations:
         return
     refused = [
         group
         for group, outcome in outcomes.items()
-        if outcome.values is None and not outcome.degradations and book[group].fail_when_missing
+        if outcome.values is None
+        and not outcome.degradations
+        and refuses(rule, policy_fails=book[group].fail_when_missing)
     ]
     if refused:
+        who = "policy" if rule is OnMissingSource.FOLLOW else "model"
         raise FeaturesUnavailable(
-            f"{', '.join(refused)} could not be read, and the policy says to refuse the score rather than to assume "
+            f"{', '.join(refused)} could not be read, and the {who} says to refuse the score rather than to assume "
             "defaults"
         )
 

@@ -1,4 +1,7 @@
-"""What the group `operators` may do: watch everything, set TTL policies, activate models. Kept on every migrate."""
+"""What the group `operators` may do: watch everything, set policies and models' rules, activate models.
+
+Kept on every migrate.
+"""
 
 from typing import Any
 
@@ -20,7 +23,7 @@ PERMISSIONS: dict[str, tuple[str, ...]] = {
         "view_featuregrouprecord",
         "view_featurerecord",
     ),
-    "predictions": ("view_modelversion", "view_activation", "add_activation", "view_decision"),
+    "predictions": ("view_modelversion", "change_modelversion", "view_activation", "add_activation", "view_decision"),
     "django_celery_beat": ("view_periodictask", "change_periodictask", "view_intervalschedule", "view_crontabschedule"),
 }
 """By app label. What is not named (users, API keys, deleting anything) is a superuser's matter."""

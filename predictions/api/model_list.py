@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from mlserve.api.moments import Instant
+from predictions.missing import OnMissingSource
 from predictions.models import Activation, ModelVersion
 
 
@@ -24,6 +25,7 @@ class ModelShown(msgspec.Struct, frozen=True, kw_only=True):
     estimator: str
     features: list[str]
     thresholds: ThresholdsShown
+    on_missing_source: OnMissingSource
     metrics: dict[str, Any]
     digest: str
     created_at: Instant
@@ -49,6 +51,7 @@ def _shown(version: ModelVersion, *, active: bool) -> ModelShown:
         estimator=version.estimator,
         features=version.feature_names,
         thresholds=ThresholdsShown(review=version.review_from, decline=version.decline_from),
+        on_missing_source=OnMissingSource(version.on_missing_source),
         metrics=version.metrics,
         digest=version.digest,
         created_at=version.created_at,

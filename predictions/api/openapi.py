@@ -73,6 +73,7 @@ _MODELS: Final[dict[str, Any]] = {
             "estimator": "boosted_trees",
             "features": ["amount", "is_weekend"],
             "thresholds": {"review": 0.21, "decline": 0.63},
+            "on_missing_source": "follow",
             "metrics": {"auc_roc": 0.87},
             "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
             "created_at": "2026-01-05T09:00:00Z",

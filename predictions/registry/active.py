@@ -1,14 +1,17 @@
 """Which model serves: known in every process within a second, without asking Postgres on the request path.
 
 The newest `Activation` says it. A poller asks for its id, loads what is new and puts it in place by one assignment, so
-that a request scores with one model from beginning to end.
+that a request scores with one model from beginning to end. The one thing of a model that operators may change, its rule
+for a missing source, comes the same way.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 
 from mlserve.errors import ErrorCode, MlserveError
 from mlserve.poller import Poller
 from predictions.decisions import Thresholds
+from predictions.missing import OnMissingSource
 from predictions.models import Activation, ModelVersion
 from predictions.registry.artifact import ArtifactRefused, LoadedModel, load_artifact
 
@@ -34,11 +37,14 @@ class _Active:
         self._refused: tuple[int, ArtifactRefused] | None = None
 
     def _poll(self) -> None:
-        newest = Activation.objects.values_list("id", flat=True).first()
-        if newest is None:
+        found = Activation.objects.values_list("id", "model_version__on_missing_source").first()
+        if found is None:
             self.model = None
             raise NoActiveModel
+        newest, rule = found
         if self.model is not None and self.model.activation_id == newest:
+            if self.model.on_missing_source != rule:
+                self.model = replace(self.model, on_missing_source=OnMissingSource(rule))
             return
         if self._refused is not None and self._refused[0] == newest:  # artifacts never change: no use reading it again
             raise self._refused[1]
@@ -98,4 +104,5 @@ def load_model_version(model_version: ModelVersion, *, activation_id: int | None
         feature_names=model_version.feature_names,
         thresholds=Thresholds(review_from=model_version.review_from, decline_from=model_version.decline_from),
         baseline=model_version.feature_baseline,
+        on_missing_source=OnMissingSource(model_version.on_missing_source),
     )

@@ -14,6 +14,7 @@ import onnxruntime
 
 from mlserve.errors import MlserveError
 from predictions.decisions import Thresholds
+from predictions.missing import OnMissingSource
 
 INPUT_NAME = "features"
 SCORES_NAME = "probabilities"
@@ -48,6 +49,7 @@ class LoadedModel:
     feature_names: tuple[str, ...]
     thresholds: Thresholds
     baseline: tuple[float, ...]
+    on_missing_source: OnMissingSource
     session: onnxruntime.InferenceSession = field(repr=False, compare=False)
 
     def score_one(self, values: Sequence[float]) -> float:
@@ -77,6 +79,7 @@ def load_artifact(
     feature_names: Sequence[str],
     thresholds: Thresholds,
     baseline: Sequence[float],
+    on_missing_source: OnMissingSource = OnMissingSource.FOLLOW,
     activation_id: int | None = None,
 ) -> LoadedModel:
     """Opens an artifact. Raises ArtifactRefused unless digest, model name, feature list and width are as said."""
@@ -98,6 +101,7 @@ def load_artifact(
         feature_names=tuple(feature_names),
         thresholds=thresholds,
         baseline=tuple(baseline),
+        on_missing_source=on_missing_source,
         session=session,
     )
 

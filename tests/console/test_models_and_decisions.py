@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.db import IntegrityError
 from django.test import Client
 
-from predictions.models import Activation
+from predictions.models import Activation, ModelVersion
 from predictions.registry import active
 from tests.console.records import make_decision, make_model
 
@@ -69,6 +70,40 @@ def test_exactly_one_is_activated(as_operator: Client) -> None:
     html = _activate(as_operator, make_model(1).pk, make_model(2).pk, confirmed="yes").content.decode()
     assert "Choose exactly one" in html
     assert not Activation.objects.exists()
+
+
+def test_an_operator_says_what_a_model_does_without_a_source(as_operator: Client) -> None:
+    """Of a version the one thing that can be changed; what else is posted changes nothing."""
+    version = make_model(1)
+    page = f"{_LIST}{version.pk}/change/"
+    posted = {"on_missing_source": "fail", "review_from": "0.9", "digest": "0" * 64}
+    html = as_operator.post(page, posted, follow=True).content.decode()
+    assert "in force in every process within a second" in html
+    changed = ModelVersion.objects.get(pk=version.pk)
+    assert changed.on_missing_source == "fail"
+    assert (changed.review_from, changed.digest) == (version.review_from, version.digest)
+    assert "On a missing source" in LogEntry.objects.get().change_message
+
+
+def test_a_rule_that_nobody_knows_is_refused(as_operator: Client) -> None:
+    """In words, by the form; by the table, whoever else writes it."""
+    version = make_model(1)
+    response = as_operator.post(f"{_LIST}{version.pk}/change/", {"on_missing_source": "explode"})
+    assert response.context["adminform"].form.errors.keys() == {"on_missing_source"}
+    with pytest.raises(IntegrityError):
+        ModelVersion.objects.update(on_missing_source="explode")
+
+
+def test_looking_is_not_deciding(client: Client) -> None:
+    """Whoever may only view a version sees its rule and cannot set it."""
+    user = User.objects.create_user("vera", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_modelversion"))
+    client.force_login(user)
+    version = make_model(1)
+    page = f"{_LIST}{version.pk}/change/"
+    assert "as the policy of each feature group says" in client.get(page).content.decode()
+    assert client.post(page, {"on_missing_source": "fail"}).status_code == 403
+    assert ModelVersion.objects.get(pk=version.pk).on_missing_source == "follow"
 
 
 def test_looking_is_not_activating(client: Client) -> None:

@@ -97,6 +97,27 @@ def test_a_policy_may_refuse_the_score_instead(warm: World, postgres: ServerHand
     assert warm.post(request).status == 200
 
 
+def test_a_model_may_refuse_the_score_whatever_the_policies_say(warm: World, postgres: ServerHandle) -> None:
+    """503 with Retry-After for any group of its own; what the cache still has is good enough."""
+    warm.edit_model(on_missing_source="fail")
+    postgres.stop()
+    refused = warm.score(merchant_id="M6")
+    assert (refused.status, refused.body["code"]) == (503, "features_unavailable")
+    assert int(refused.headers["Retry-After"]) > 0
+    assert "merchant_profile, " in refused.body["detail"] and "the model says" in refused.body["detail"]
+    assert warm.score().status == 200
+
+
+def test_a_model_may_score_with_defaults_whatever_the_policies_say(warm: World, postgres: ServerHandle) -> None:
+    """Flagged, as always."""
+    warm.edit_policy("merchant_risk", on_missing="fail")
+    warm.edit_model(on_missing_source="default")
+    postgres.stop()
+    answer = warm.score(merchant_id="M6")
+    assert answer.status == 200
+    assert "source_unavailable" in answer.body["degraded_reasons"]
+
+
 def test_a_restart_between_two_scores_is_not_noticed(warm: World, postgres: ServerHandle) -> None:
     """The journal's connection is dead and replaced; the decision is in Postgres, not in the spool."""
     postgres.restart()

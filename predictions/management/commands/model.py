@@ -80,6 +80,7 @@ def _as_dict(model_version: ModelVersion, *, active: bool) -> dict[str, Any]:
         "estimator": model_version.estimator,
         "features": model_version.feature_names,
         "thresholds": {"review_from": model_version.review_from, "decline_from": model_version.decline_from},
+        "on_missing_source": model_version.on_missing_source,
         "digest": model_version.digest,
         "metrics": model_version.metrics,
         "training": model_version.training,

@@ -10,6 +10,7 @@ from django.db import DatabaseError, connection, connections
 from django.test.utils import CaptureQueriesContext
 
 from features.definitions import BASELINE_FEATURES
+from predictions.missing import OnMissingSource
 from predictions.models import ModelArtifact, ModelVersion
 from predictions.registry import active
 from predictions.registry.active import NoActiveModel, current_model, refresh
@@ -89,6 +90,17 @@ def test_the_newest_activation_serves() -> None:
     roll_back()
     refresh()
     assert current_model().version == 1
+
+
+def test_a_models_rule_is_followed_without_loading_it_again() -> None:
+    """The next look finds the rule; the session stays the one that it was."""
+    activate(register(_trained()))
+    before = current_model()
+    ModelVersion.objects.update(on_missing_source="fail")
+    refresh()
+    assert before.on_missing_source is OnMissingSource.FOLLOW
+    assert current_model().on_missing_source is OnMissingSource.FAIL
+    assert current_model().session is before.session
 
 
 def test_other_processes_see_an_activation_by_themselves() -> None:
