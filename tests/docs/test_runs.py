@@ -68,6 +68,39 @@ def test_the_readmes_curl_works_as_printed(port: int, tmp_path: Path) -> None:
     assert set(answer["features"][0]) == set(ServedFeature.__struct_fields__)
 
 
+_WITH_CURL = {
+    page: "".join(body for info, body in code_blocks(page) if info == "sh" and "curl" in body) for page in PAGES
+}
+
+
+@pytest.mark.parametrize("page", [page for page, script in _WITH_CURL.items() if script], ids=lambda page: page.stem)
+def test_every_curl_works_as_printed(page: Path, port: int, tmp_path: Path) -> None:
+    """All that a page has, one after the other in one shell; none of them is answered with a problem."""
+    (tmp_path / "var" / "demo").mkdir(parents=True)
+    (tmp_path / "var" / "demo" / "api_key").write_text(API_KEY + "\n")
+    script = _WITH_CURL[page].replace(".venv/bin/python", sys.executable)
+    run = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", script.replace("127.0.0.1:8000", f"127.0.0.1:{port}")],
+        cwd=tmp_path,
+        env={**os.environ, "MLSERVE_API_KEY": API_KEY},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+    assert "urn:mlserve:error:" not in run.stdout
+
+
+def test_all_pages_with_curl_are_found() -> None:
+    """The README, the tutorial, and what a client does to see its own writes."""
+    assert {page.stem for page, script in _WITH_CURL.items() if script} >= {
+        "README",
+        "first-score",
+        "see-your-own-writes",
+    }
+
+
 _MARKED = [(page, body) for page in PAGES for info, body in code_blocks(page) if "runs" in info.split()]
 
 
