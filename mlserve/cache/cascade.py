@@ -36,6 +36,7 @@ from mlserve.cache.xfetch import HORIZON_COSTS, refreshes_early
 
 _L1 = Tier.L1  # Python 3.11 takes longer to find a member of an enumeration than a copy in L1
 _EVERYBODY = NullMembership()
+_SILENT = NullStats()
 _NOTHING_WRONG: frozenset[Degradation] = frozenset()
 _NOTHING_SEEN: Mapping[Key, int] = MappingProxyType({})
 _LATENCY_SAMPLE = 16
@@ -81,7 +82,7 @@ class Cascade:
         self._flights = flights
         self._random = random_source or random.Random()
         self._life_share = life_share
-        self._now, self._monotonic, self._l1_get, self._hits = clock.now, clock.monotonic, l1.get, stats.hits
+        self._now, self._monotonic, self._l1_get, self._l1_peek = clock.now, clock.monotonic, l1.get, l1.peek
         self._reads = 0
 
     def read_many(
@@ -106,17 +107,20 @@ class Cascade:
         """
         outcomes: dict[Key, Outcome] = {}
         trace: list[TierTrace] = []
-        quick = max_age_s is None and not at_least and not leave_no_trace
-        if quick and request.latest is None and request.held is None:
+        absent: list[Key] = []
+        stats = _SILENT if leave_no_trace else self._stats
+        if max_age_s is None and not at_least and request.latest is None and request.held is None:
             # The hot path: what this process holds and what is fresh beyond doubt. Whatever is decided here
             # `Policy.verdict` would decide alike, more slowly; a test compares the two.
-            now, get, hits = self._now(), self._l1_get, self._hits(_L1)
+            now, get, hits = self._now(), self._l1_peek if leave_no_trace else self._l1_get, stats.hits(_L1)
             # Before the copies that it vouches for: what is heard in between takes a copy away and moves this on.
             vouched_s = now - self._l1.vouched_at
             missing: list[Key] = []
             for key in keys:
                 entry = get(key)
-                if entry is not None:
+                if entry is None:
+                    absent.append(key)
+                else:
                     group = key.group
                     policy = policies[group]
                     age_s = now - entry.as_of
@@ -134,7 +138,7 @@ class Cascade:
                 trace.append(TierTrace(_L1, len(outcomes), len(outcomes), elapsed_s * 1000))
                 self._reads = reads = self._reads + 1
                 if not reads % _LATENCY_SAMPLE:
-                    self._stats.latency(_L1, {key.group for key in outcomes}, elapsed_s)
+                    stats.latency(_L1, {key.group for key in outcomes}, elapsed_s)
                 if not missing:
                     request.latest = outcomes
                     return Reading(outcomes, trace, _NOTHING_WRONG)
@@ -148,13 +152,13 @@ class Cascade:
             max_age_s=max_age_s,
             at_least=at_least or _NOTHING_SEEN,
             traceless=leave_no_trace,
-            stats=NullStats() if leave_no_trace else self._stats,
+            stats=stats,
             life_share=self._life_share,
             open=missing,
             trace=trace,
         )
         self._ask_request(search, request)
-        self._ask_l1(search)
+        self._ask_l1(search, absent)
         if search.open:
             if self._flights is None or leave_no_trace or max_age_s == 0:
                 self._look_below(search, budget)
@@ -186,8 +190,14 @@ class Cascade:
             search.open = [key for key in search.open if key not in answered]
             search.trace.append(TierTrace(Tier.REQUEST, asked=len(held), hit=len(answered)))
 
-    def _ask_l1(self, search: Search) -> None:
+    def _ask_l1(self, search: Search, absent: Sequence[Key]) -> None:
+        """`absent`: what was not there a moment ago is not looked for again."""
         keys = [key for key in search.open if search.policies[key.group].use_l1]
+        if absent and (gone := [key for key in keys if key in absent]):
+            for key in gone:
+                search.stats.miss(_L1, key.group, self._l1.why_missing(key))
+            search.asked(TierTrace(_L1, len(gone)))
+            keys = [key for key in keys if key not in absent]
         if keys and not self._bypassed(search, Tier.L1, keys):
             started = self._monotonic()
             held = (self._l1.peek_many if search.traceless else self._l1.get_many)(keys, search.policies)
