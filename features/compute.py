@@ -99,6 +99,23 @@ def activity_windows(values: Sequence[float], *, at: float, amount: float, tag: 
     )
 
 
+def with_transaction(values: Sequence[float] | None, *, at: float, amount: float, tag: float) -> Vector:
+    """A customer's stored activity as recording this transaction would leave it; unchanged if it is in there already.
+
+    None stands for a customer of whom nothing is known.
+    """
+    if not values:
+        return (0.0, at, amount, tag)
+    times = values[1::3]
+    end = here = bisect_right(times, at)
+    while here and times[here - 1] == at:
+        here -= 1
+        if values[3 * here + 3] == tag:
+            return tuple(values)
+    place = 1 + 3 * end
+    return (*values[:place], at, amount, tag, *values[place:])
+
+
 class VectorPlan:
     """How to derive the vector that one model version declares; made once, used for every score. Thread-safe.
 

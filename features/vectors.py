@@ -27,7 +27,7 @@ def keys_of(*, groups: Sequence[str], customer_id: str, merchant_id: str) -> dic
 
 
 def read_groups(
-    keys: Mapping[str, Key],
+    keys: Mapping[Any, Key],
     *,
     book: PolicyBook,
     request: RequestTier,
@@ -35,7 +35,10 @@ def read_groups(
     max_age_s: float | None = None,
     leave_no_trace: bool = False,
 ) -> Reading:
-    """An outcome per key. Never raises on account of the cache or of Postgres; what is missing has no values."""
+    """An outcome per key, whatever the mapping calls it.
+
+    Never raises on account of the cache or of Postgres; what is missing has no values.
+    """
     cache = engine()
     if not leave_no_trace:
         for kind, entity_id in {(key.kind, key.id) for key in keys.values()}:

@@ -31,6 +31,7 @@ Currency = Annotated[
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a time zone, from 1970 to at most one day from now")
 ]
+IsFraud = Annotated[bool, Meta(description="true or false")]
 MaxAge = Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, 0 to 31,536,000 (a year)")]
 
 
@@ -50,6 +51,14 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     amount: Amount
     currency: Currency = "EUR"
     max_age_s: MaxAge | None = None
+
+
+class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What became of a transaction, as somebody reports it. `reported_at`: when they said so; now if it is left out."""
+
+    transaction_id: TransactionId
+    is_fraud: IsFraud
+    reported_at: Moment | None = None
 
 
 class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True):

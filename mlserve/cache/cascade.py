@@ -12,6 +12,7 @@ Nothing here raises on account of a tier: the worst that a broken cache can do i
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 
 import msgspec
 
@@ -39,12 +40,16 @@ _LATENCY_SAMPLE = 16
 """L1's look-ups are timed once in so many: a clock costs a tenth of what it would measure."""
 
 
+_NO_KEYS: Mapping[Key, AbstractSet[Degradation]] = MappingProxyType({})
+
+
 class Reading(msgspec.Struct):
-    """The outcome of every key asked for, and what each tier did for it."""
+    """The outcome of every key asked for, and what each tier did for it. `degraded`: the same degradations by key."""
 
     outcomes: dict[Key, Outcome]
     trace: list[TierTrace]
     degradations: AbstractSet[Degradation]
+    degraded: Mapping[Key, AbstractSet[Degradation]] = _NO_KEYS
 
 
 class _Search(msgspec.Struct):
@@ -70,6 +75,11 @@ class _Search(msgspec.Struct):
     """Served although past their limit or unproven, the source being away."""
     trace: list[TierTrace]
     degradations: set[Degradation]
+    degraded: dict[Key, set[Degradation]]
+
+    def flag(self, key: Key, degradation: Degradation) -> None:
+        self.degradations.add(degradation)
+        self.degraded.setdefault(key, set()).add(degradation)
 
 
 class Cascade:
@@ -170,6 +180,7 @@ class Cascade:
             spared=set(),
             trace=trace,
             degradations=set(),
+            degraded={},
         )
         self._ask_request(search, request)
         self._ask_l1(search)
@@ -182,7 +193,7 @@ class Cascade:
         for key in missing:
             outcomes[key] = self._outcome(search, key)
         request.remember(outcomes)
-        return Reading({key: outcomes[key] for key in keys}, trace, search.degradations)
+        return Reading({key: outcomes[key] for key in keys}, trace, search.degradations, search.degraded)
 
     # --- the walk, for what needs more thought ---
 
@@ -279,7 +290,7 @@ class Cascade:
             search.seen_in_l2 = dict.fromkeys(keys, MissReason.TIMEOUT)
             for key in keys:
                 search.stats.miss(Tier.L2, key.group, MissReason.TIMEOUT)
-            search.degradations.add(Degradation.CACHE_UNAVAILABLE)
+                search.flag(key, Degradation.CACHE_UNAVAILABLE)
             return
         started = self._monotonic()
         search.seen_in_l2 = held = self._l2.get_many(keys, search.policies, timeout_s=budget.left_s())
@@ -300,7 +311,7 @@ class Cascade:
             if isinstance(entry, MissReason):
                 stats.miss(tier, key.group, entry)
                 if entry in (MissReason.TIMEOUT, MissReason.BREAKER):
-                    search.degradations.add(Degradation.CACHE_UNAVAILABLE)
+                    search.flag(key, Degradation.CACHE_UNAVAILABLE)
                 continue
             policy, share = search.policies[key.group], self._life_share(key)
             verdict = policy.verdict(entry, now=search.now, max_age_s=search.max_age_s, life_share=share)
@@ -401,13 +412,14 @@ class Cascade:
             self._look_for_copies(search, search.open)
         for key in search.open:
             if not self._has_spare(search, key):
-                search.degradations.add(Degradation.SOURCE_UNAVAILABLE)
+                search.flag(key, Degradation.SOURCE_UNAVAILABLE)
                 continue
             search.found[key] = held = search.expired[key]
             search.spared.add(key)
             search.stats.late()[key.group].append(max(0.0, search.now - held[0].as_of))
-            search.degradations.add(
-                Degradation.STALE_REFRESHING if key in search.refreshing else Degradation.STALE_SOURCE_UNAVAILABLE
+            search.flag(
+                key,
+                Degradation.STALE_REFRESHING if key in search.refreshing else Degradation.STALE_SOURCE_UNAVAILABLE,
             )
 
     def _outcome(self, search: _Search, key: Key) -> Outcome:
@@ -418,7 +430,7 @@ class Cascade:
             return Outcome(key, None, Tier.DEFAULT, 0.0, max_age_s)
         entry, tier = held
         if entry.values is None:
-            search.degradations.add(Degradation.UNKNOWN_ENTITY)
+            search.flag(key, Degradation.UNKNOWN_ENTITY)
             search.stats.defaulted(key.group)
             return Outcome(key, entry, Tier.DEFAULT, 0.0, max_age_s, False, (Degradation.UNKNOWN_ENTITY,))
         age_s = max(0.0, search.now - entry.as_of)
@@ -426,7 +438,7 @@ class Cascade:
         # while the source was read for another key. A limit of 0 forbids copies; what the source says is fresh.
         unproven = search.policies[key.group].proven and key in search.spared
         if unproven or (age_s > max_age_s and not (max_age_s == 0 and tier is self._source_tier)):
-            search.degradations.add(Degradation.STALE)
+            search.flag(key, Degradation.STALE)
             search.stats.stale(key.group)
             return Outcome(key, entry, tier, age_s, max_age_s, True, (Degradation.STALE,))
         return Outcome(key, entry, tier, age_s, max_age_s)
