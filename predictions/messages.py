@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from mlserve.api.problems import Problem
 from mlserve.cache.outcome import Degradation
 
 # Not dots alone: clients take `.` and `..` in a path for steps in it, and could never ask for such an id.
@@ -124,6 +125,27 @@ class ScoreResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     decided_at: datetime
     features: tuple[ServedFeature, ...] | None = None
     trace: tuple[ServedTier, ...] | None = None
+
+
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One item's end: `answer` with status 200, else `problem`. `replayed`: it was scored before."""
+
+    status: int
+    replayed: bool = False
+    answer: ScoreResponse | None = None
+    problem: Problem | None = None
+
+
+class BatchRequest(msgspec.Struct, frozen=True):
+    """1 to 100 transactions, each as `POST /v1/scores` takes one."""
+
+    transactions: Annotated[list[ScoreRequest], Meta(min_length=1, max_length=100)]
+
+
+class BatchResponse(msgspec.Struct, frozen=True):
+    """A result for each transaction, in their order."""
+
+    results: list[BatchResult]
 
 
 def with_degradation(response: ScoreResponse, degradation: Degradation) -> ScoreResponse:

@@ -7,7 +7,7 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schem
 from mlserve.api.openapi import KEYED, answer, problems, request_body, schema_of
 from mlserve.errors import ErrorCode
 from predictions.api.model_list import ModelList
-from predictions.messages import ScoreRequest, ScoreResponse, TransactionId
+from predictions.messages import BatchRequest, BatchResponse, ScoreRequest, ScoreResponse, TransactionId
 
 _REQUEST: Final[dict[str, Any]] = {
     "transaction_id": "example-1",
@@ -56,6 +56,24 @@ _EXPLAINED: Final[dict[str, Any]] = {
     ],
     "trace": [{"tier": "l2", "asked": 6, "hit": 6, "ms": 0.31}],
 }
+_BATCH: Final[dict[str, Any]] = {
+    "results": [
+        {"status": 200, "answer": _RESPONSE},
+        {"status": 200, "replayed": True, "answer": {**_RESPONSE, "transaction_id": "example-3"}},
+        {
+            "status": 422,
+            "problem": {
+                "type": "urn:mlserve:error:invalid_fields",
+                "title": "Some fields are wrong",
+                "status": 422,
+                "detail": "One field is wrong.",
+                "code": "invalid_fields",
+                "request_id": "019aa9a2-6c5e-7b1d-9a55-3f0f6d1c2b7e",
+                "errors": [{"pointer": "/transactions/2/amount", "detail": "-1 is not allowed"}],
+            },
+        },
+    ]
+}
 _MODELS: Final[dict[str, Any]] = {
     "models": [
         {
@@ -78,23 +96,25 @@ _TRANSACTION_ID: Final = OpenApiParameter(
     description="The id under which it was scored.",
 )
 
+_OPTIONS: Final = [
+    OpenApiParameter(
+        "include",
+        {"type": "array", "items": {"type": "string", "enum": ["features", "trace", "reasons"]}},
+        explode=False,
+        description="More of the answer: every feature with its tier and age; what each tier did; why this score.",
+    ),
+    OpenApiParameter(
+        "dry_run",
+        {"type": "string", "enum": ["true", "false"]},
+        description="Stores nothing, fills nothing, counts nothing.",
+    ),
+]
+
 describe_score = extend_schema(
     operation_id="score",
     summary="Score a transaction",
     tags=["scores"],
-    parameters=[
-        OpenApiParameter(
-            "include",
-            {"type": "array", "items": {"type": "string", "enum": ["features", "trace", "reasons"]}},
-            explode=False,
-            description="More of the answer: every feature with its tier and age; what each tier did; why this score.",
-        ),
-        OpenApiParameter(
-            "dry_run",
-            {"type": "string", "enum": ["true", "false"]},
-            description="Stores nothing, fills nothing, counts nothing.",
-        ),
-    ],
+    parameters=_OPTIONS,
     request=request_body(ScoreRequest),
     examples=[
         OpenApiExample("A payment", value=_REQUEST, request_only=True),
@@ -112,6 +132,31 @@ describe_score = extend_schema(
             ErrorCode.INVALID_FIELDS,
             ErrorCode.NO_ACTIVE_MODEL,
             ErrorCode.FEATURES_UNAVAILABLE,
+        ),
+    },
+)
+describe_score_batch = extend_schema(
+    operation_id="score_batch",
+    summary="Score up to 100 transactions",
+    tags=["scores"],
+    parameters=_OPTIONS,
+    request=request_body(BatchRequest),
+    examples=[
+        OpenApiExample(
+            "Two payments",
+            value={"transactions": [_REQUEST, {**_REQUEST, "transaction_id": "example-3", "amount": 7.9}]},
+            request_only=True,
+        )
+    ],
+    responses={
+        **answer(BatchResponse, "A result for each transaction, in their order", example=_BATCH),
+        **problems(
+            *KEYED,
+            ErrorCode.INVALID_PARAMETER,
+            ErrorCode.LENGTH_REQUIRED,
+            ErrorCode.BODY_TOO_LARGE,
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            ErrorCode.NO_ACTIVE_MODEL,
         ),
     },
 )
