@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from operator import itemgetter
+from operator import itemgetter, mul
 from typing import Any
 
 import msgspec
@@ -185,8 +185,10 @@ def cosine(left: Sequence[float] | None, right: Sequence[float] | None) -> float
     """Between -1 and 1; 0 if either is unknown or all zero."""
     if not left or not right:
         return 0.0
-    norm = math.sqrt(sum(x * x for x in left) * sum(x * x for x in right))
-    return sum(x * y for x, y in zip(left, right, strict=True)) / norm if norm else 0.0
+    if len(left) != len(right):
+        raise ValueError(f"embeddings of {len(left)} and {len(right)} numbers")
+    norm = math.sqrt(sum(map(mul, left, left)) * sum(map(mul, right, right)))
+    return sum(map(mul, left, right)) / norm if norm else 0.0
 
 
 def _calendar(at: float) -> tuple[float, float]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
+from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
@@ -47,8 +49,12 @@ def make_response(
     reasons: tuple[Reason, ...],
     trace: tuple[ServedTier, ...],
     decided_at: datetime,
+    features: bool = True,
 ) -> ScoreResponse:
-    """The whole answer, as the journal keeps it. `outcomes` by feature group; `degradations` are those of the read."""
+    """The answer. `outcomes` by feature group; `degradations` are those of the read.
+
+    `features` is what the journal keeps, asked for or not; without a journal nobody need work them out.
+    """
     assert prediction.values is not None, "the model always answers"
     if derived.incomplete:
         degradations = degradations | {Degradation.WINDOW_INCOMPLETE}
@@ -66,7 +72,7 @@ def make_response(
         policy_version=policy_version,
         prediction_tier=prediction.tier,
         decided_at=decided_at,
-        features=_served(model.feature_names, derived.values, outcomes),
+        features=_served(model.feature_names, derived.values, outcomes) if features else None,
         trace=trace,
     )
 
@@ -95,7 +101,7 @@ def trace_of(readings: Iterable[Reading]) -> tuple[ServedTier, ...]:
     )
 
 
-class _Provenance(msgspec.Struct, frozen=True):
+class _Provenance(NamedTuple):
     """Where the features that derive from the same groups come from: the farthest tier, the oldest value."""
 
     tier: str
@@ -111,24 +117,31 @@ _FROM_REQUEST = _Provenance(Tier.REQUEST, None, None, None, False)
 def _served(
     names: Sequence[str], values: Sequence[float], outcomes: Mapping[str, Outcome]
 ) -> tuple[ServedFeature, ...]:
-    provenance: dict[tuple[str, ...], _Provenance] = {(): _FROM_REQUEST}
-    served = []
-    for name, value in zip(names, values, strict=True):
-        groups = MODEL_FEATURES[name].groups
-        source = provenance.get(groups)
-        if source is None:
-            source = provenance[groups] = _provenance([outcomes[group] for group in groups])
-        served.append(
-            ServedFeature(name, value, source.tier, source.as_of, source.age_s, source.max_age_s, source.stale)
-        )
-    return tuple(served)
+    groups_of, distinct = _groups_of(tuple(names))
+    provenance = {groups: _provenance([outcomes[group] for group in groups]) for groups in distinct}
+    provenance[()] = _FROM_REQUEST
+    return tuple(
+        [
+            ServedFeature(name, value, *provenance[groups])
+            for name, value, groups in zip(names, values, groups_of, strict=True)
+        ]
+    )
+
+
+@lru_cache(maxsize=16)
+def _groups_of(names: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], ...], frozenset[tuple[str, ...]]]:
+    """The groups that each of a model's features derives from, and each such combination once."""
+    groups = tuple(MODEL_FEATURES[name].groups for name in names)
+    return groups, frozenset(groups) - {()}
 
 
 def _provenance(outcomes: Sequence[Outcome]) -> _Provenance:
-    farthest = max(outcomes, key=lambda each: (_TIERS_BY_DISTANCE[each.tier], each.age_s))
+    farthest = oldest = outcomes[0]
+    if len(outcomes) > 1:
+        farthest = max(outcomes, key=lambda each: (_TIERS_BY_DISTANCE[each.tier], each.age_s))
+        oldest = max(outcomes, key=lambda each: each.age_s)
     if farthest.values is None:
         return _Provenance(Tier.DEFAULT, None, None, farthest.max_age_s, False)
-    oldest = max(outcomes, key=lambda each: each.age_s)
     return _Provenance(
         farthest.tier,
         datetime.fromtimestamp(oldest.as_of, UTC),

@@ -307,6 +307,7 @@ def _answer(
             reasons=reasons_of.get(id(each), ()),
             trace=trace,
             decided_at=moment,
+            features=options.features or not options.dry_run,
         )
 
 

@@ -71,12 +71,12 @@ class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class ServedModel(msgspec.Struct, frozen=True):
+class ServedModel(msgspec.Struct, frozen=True, gc=False):
     name: str
     version: int
 
 
-class Reason(msgspec.Struct, frozen=True):
+class Reason(msgspec.Struct, frozen=True, gc=False):
     """`effect` is the change of the score against this feature at its training median, in probability."""
 
     feature: str
@@ -85,7 +85,7 @@ class Reason(msgspec.Struct, frozen=True):
     text: str
 
 
-class ServedFeature(msgspec.Struct, frozen=True):
+class ServedFeature(msgspec.Struct, frozen=True, gc=False):
     """One number of the model's input, with where it came from.
 
     A feature that derives from two groups shows the older one, or the one that is stale. `as_of` and `age_s` are None
@@ -101,7 +101,7 @@ class ServedFeature(msgspec.Struct, frozen=True):
     stale: bool
 
 
-class ServedTier(msgspec.Struct, frozen=True):
+class ServedTier(msgspec.Struct, frozen=True, gc=False):
     tier: str
     asked: int
     hit: int

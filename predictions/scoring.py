@@ -102,6 +102,7 @@ def score_transaction(*, request: ScoreRequest, options: ScoreOptions, client: s
         reasons=explain(model, derived.values, currency=request.currency) if needs_reasons(options, decided) else (),
         trace=trace_of((reading, prediction)),
         decided_at=datetime.fromtimestamp(now, UTC),
+        features=options.features or not options.dry_run,
     )
     lap("decide")
     if options.dry_run:
