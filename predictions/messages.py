@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from features.labels import LabelOutcome
 from mlserve.api.problems import Problem
 from mlserve.cache.outcome import Degradation
 
@@ -146,6 +147,27 @@ class BatchResponse(msgspec.Struct, frozen=True):
     """A result for each transaction, in their order."""
 
     results: list[BatchResult]
+
+
+class LabelsRequest(msgspec.Struct, frozen=True):
+    """1 to 1,000 labels."""
+
+    labels: Annotated[list[Label], Meta(min_length=1, max_length=1_000)]
+
+
+class LabelResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One label's end: `outcome` and the label in force with status 200, else `problem`."""
+
+    status: int
+    outcome: LabelOutcome | None = None
+    is_fraud: bool | None = None
+    problem: Problem | None = None
+
+
+class LabelsResponse(msgspec.Struct, frozen=True):
+    """A result for each label, in their order."""
+
+    results: list[LabelResult]
 
 
 def with_degradation(response: ScoreResponse, degradation: Degradation) -> ScoreResponse:

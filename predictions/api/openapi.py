@@ -7,7 +7,15 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schem
 from mlserve.api.openapi import KEYED, answer, problems, request_body, schema_of
 from mlserve.errors import ErrorCode
 from predictions.api.model_list import ModelList
-from predictions.messages import BatchRequest, BatchResponse, ScoreRequest, ScoreResponse, TransactionId
+from predictions.messages import (
+    BatchRequest,
+    BatchResponse,
+    LabelsRequest,
+    LabelsResponse,
+    ScoreRequest,
+    ScoreResponse,
+    TransactionId,
+)
 
 _REQUEST: Final[dict[str, Any]] = {
     "transaction_id": "example-1",
@@ -70,6 +78,22 @@ _BATCH: Final[dict[str, Any]] = {
                 "code": "invalid_fields",
                 "request_id": "019aa9a2-6c5e-7b1d-9a55-3f0f6d1c2b7e",
                 "errors": [{"pointer": "/transactions/2/amount", "detail": "-1 is not allowed"}],
+            },
+        },
+    ]
+}
+_LABELS: Final[dict[str, Any]] = {
+    "results": [
+        {"status": 200, "outcome": "recorded", "is_fraud": True},
+        {
+            "status": 404,
+            "problem": {
+                "type": "urn:mlserve:error:not_found",
+                "title": "Nothing is here",
+                "status": 404,
+                "detail": "The ledger has no transaction example-3.",
+                "code": "not_found",
+                "request_id": "019aa9a2-6c5e-7b1d-9a55-3f0f6d1c2b7e",
             },
         },
     ]
@@ -168,6 +192,34 @@ describe_stored_score = extend_schema(
     responses={
         **answer(ScoreResponse, "As it was given, with features and trace", example=_EXPLAINED),
         **problems(*KEYED, ErrorCode.INVALID_PARAMETER, ErrorCode.NOT_FOUND),
+    },
+)
+describe_labels = extend_schema(
+    operation_id="report_labels",
+    summary="Report fraud, or its absence",
+    tags=["labels"],
+    request=request_body(LabelsRequest),
+    examples=[
+        OpenApiExample(
+            "A chargeback, and a payment that was genuine",
+            value={
+                "labels": [
+                    {"transaction_id": "example-1", "is_fraud": True, "reported_at": "2026-01-12T09:00:00Z"},
+                    {"transaction_id": "example-3", "is_fraud": False},
+                ]
+            },
+            request_only=True,
+        )
+    ],
+    responses={
+        **answer(LabelsResponse, "A result for each label, in their order", example=_LABELS),
+        **problems(
+            *KEYED,
+            ErrorCode.INVALID_PARAMETER,
+            ErrorCode.LENGTH_REQUIRED,
+            ErrorCode.BODY_TOO_LARGE,
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+        ),
     },
 )
 describe_models = extend_schema(

@@ -15,15 +15,23 @@ from mlserve.api.keyed_view import KeyedView
 from mlserve.api.problems import problem_of_item
 from mlserve.errors import STATUS_OF, ErrorCode, MlserveError
 from predictions.api.decoding import (
+    decode_labels,
     decode_score_batch,
     decode_score_options,
     decode_score_request,
     decode_transaction_id,
 )
 from predictions.api.model_list import list_models
-from predictions.api.openapi import describe_models, describe_score, describe_score_batch, describe_stored_score
+from predictions.api.openapi import (
+    describe_labels,
+    describe_models,
+    describe_score,
+    describe_score_batch,
+    describe_stored_score,
+)
 from predictions.batch import score_batch
-from predictions.messages import BatchResponse, BatchResult
+from predictions.labels import take_labels
+from predictions.messages import BatchResponse, BatchResult, LabelResult, LabelsResponse
 from predictions.scoring import score_transaction, stored_score
 
 _JSON: Final = "application/json"
@@ -104,6 +112,28 @@ class StoredScoreView(_ScoringView):
         if body is None:
             raise ScoreNotFound(f"No transaction {transaction_id} was scored.")
         return HttpResponse(body, content_type=_JSON)
+
+
+class LabelsView(_ScoringView):
+    required_scope = "label"
+
+    @describe_labels
+    def post(self, request: Request) -> HttpResponse:
+        """Takes in what became of up to 1,000 earlier transactions: fraud, or not.
+
+        The same again changes nothing. A later report corrects an earlier one, whose history is kept; one that is older
+        than the report in force is kept and changes nothing. Features know it from the moment of its arrival on.
+        """
+        body = read_json_body(request)
+        now = datetime.now(UTC)
+        outcomes = take_labels(decode_labels(body, now=now), client=_client_id(request), now=now)
+        results = [
+            LabelResult(status=int(STATUS_OF[outcome.code]), problem=problem_of_item(request, outcome))
+            if isinstance(outcome, MlserveError)
+            else LabelResult(status=200, outcome=outcome.outcome, is_fraud=outcome.is_fraud)
+            for outcome in outcomes
+        ]
+        return HttpResponse(_encode(LabelsResponse(results)), content_type=_JSON)
 
 
 class ModelsView(_ScoringView):
