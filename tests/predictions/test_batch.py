@@ -1,6 +1,7 @@
 """Many transactions in one call: each ends as a call of its own would have, and nothing is done once for each."""
 
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -275,18 +276,17 @@ def test_a_commit_has_as_many_statements_for_a_hundred_as_for_one(
 
 def test_items_that_name_an_age_are_judged_by_their_own(world: World) -> None:
     """The tightest is what is read under, and what one wants flags nobody else; 0 reads the source."""
-    warm = some(world, 4)
-    post(world, warm)
+    (first, *_) = post(world, some(world, 4), "include=features")
     world.settle()
-    age_s = (datetime.now(UTC) - world.built_at).total_seconds()
-    ages = [None, age_s / 2, age_s * 100, 0]
+    age_s = next(each["age_s"] for each in first["answer"]["features"] if each["name"] == "customer_age_days")
+    ages = [None, age_s / 2, age_s * 1.5 + 60, 0]
     fresh = [each | ({} if age is None else {"max_age_s": age}) for each, age in zip(some(world, 4), ages, strict=True)]
     results = [result["answer"] for result in post(world, fresh, "include=features,trace&dry_run=true")]
     assert [result["degraded_reasons"] for result in results] == [[], ["stale"], [], []]
-    risk = [next(each for each in result["features"] if each["name"] == "merchant_risk_7d") for result in results]
-    assert [each["stale"] for each in risk] == [False, True, False, False]
-    assert [each["max_age_s"] for each in risk] == [3600, age_s / 2, min(3600, age_s * 100), 3600]
-    assert risk[3]["tier"] == "l3"
+    profile = [next(each for each in result["features"] if each["name"] == "customer_age_days") for result in results]
+    assert [each["stale"] for each in profile] == [False, True, False, False]
+    assert [each["max_age_s"] for each in profile] == [86_400, ages[1], ages[2], 86_400]
+    assert profile[3]["tier"] == "l3"
     assert {trace["tier"]: trace["asked"] for trace in results[0]["trace"]}["l3"] >= 6
 
 
@@ -310,6 +310,20 @@ def test_what_the_policy_forbids_to_miss_fails_alone(world: World, postgres: Ser
     assert results[1]["problem"]["code"] == "features_unavailable"
     assert "decision_spooled" in results[0]["answer"]["degraded_reasons"]
     assert "source_unavailable" not in results[0]["answer"]["degraded_reasons"]
+
+
+def test_with_l2_frozen_every_item_is_scored(world: World, valkey_cache: ServerHandle) -> None:
+    """After one wait for all of them; flagged are those that L1 could not serve alone."""
+    requests = some(world, 40)
+    post(world, requests, "")
+    world.settle()
+    valkey_cache.freeze()
+    started = time.monotonic()
+    results = post(world, some(world, 40), "dry_run=true")
+    elapsed_s = time.monotonic() - started
+    assert [result["status"] for result in results] == [200] * 40
+    assert {tuple(result["answer"]["degraded_reasons"]) for result in results} == {("cache_unavailable",)}
+    assert elapsed_s < 5, "one wait of 50 ms and a statement, not forty"
 
 
 def test_a_transaction_may_be_called_batch(world: World) -> None:
