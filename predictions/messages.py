@@ -7,8 +7,6 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from features.labels import LabelOutcome
-from mlserve.api.problems import Problem
 from mlserve.cache.outcome import Degradation
 
 # Not dots alone: clients take `.` and `..` in a path for steps in it, and could never ask for such an id.
@@ -126,48 +124,6 @@ class ScoreResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     decided_at: datetime
     features: tuple[ServedFeature, ...] | None = None
     trace: tuple[ServedTier, ...] | None = None
-
-
-class BatchResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One item's end: `answer` with status 200, else `problem`. `replayed`: it was scored before."""
-
-    status: int
-    replayed: bool = False
-    answer: ScoreResponse | None = None
-    problem: Problem | None = None
-
-
-class BatchRequest(msgspec.Struct, frozen=True):
-    """1 to 100 transactions, each as `POST /v1/scores` takes one."""
-
-    transactions: Annotated[list[ScoreRequest], Meta(min_length=1, max_length=100)]
-
-
-class BatchResponse(msgspec.Struct, frozen=True):
-    """A result for each transaction, in their order."""
-
-    results: list[BatchResult]
-
-
-class LabelsRequest(msgspec.Struct, frozen=True):
-    """1 to 1,000 labels."""
-
-    labels: Annotated[list[Label], Meta(min_length=1, max_length=1_000)]
-
-
-class LabelResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One label's end: `outcome` and the label in force with status 200, else `problem`."""
-
-    status: int
-    outcome: LabelOutcome | None = None
-    is_fraud: bool | None = None
-    problem: Problem | None = None
-
-
-class LabelsResponse(msgspec.Struct, frozen=True):
-    """A result for each label, in their order."""
-
-    results: list[LabelResult]
 
 
 def with_degradation(response: ScoreResponse, degradation: Degradation) -> ScoreResponse:

@@ -6,16 +6,9 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schem
 
 from mlserve.api.openapi import KEYED, answer, problems, request_body, schema_of
 from mlserve.errors import ErrorCode
+from predictions.api.lists import BatchRequest, BatchResponse, LabelsRequest, LabelsResponse
 from predictions.api.model_list import ModelList
-from predictions.messages import (
-    BatchRequest,
-    BatchResponse,
-    LabelsRequest,
-    LabelsResponse,
-    ScoreRequest,
-    ScoreResponse,
-    TransactionId,
-)
+from predictions.messages import ScoreRequest, ScoreResponse, TransactionId
 
 _REQUEST: Final[dict[str, Any]] = {
     "transaction_id": "example-1",

@@ -21,6 +21,7 @@ from predictions.api.decoding import (
     decode_score_request,
     decode_transaction_id,
 )
+from predictions.api.lists import BatchResponse, BatchResult, LabelResult, LabelsResponse
 from predictions.api.model_list import list_models
 from predictions.api.openapi import (
     describe_labels,
@@ -31,7 +32,6 @@ from predictions.api.openapi import (
 )
 from predictions.batch import score_batch
 from predictions.labels import take_labels
-from predictions.messages import BatchResponse, BatchResult, LabelResult, LabelsResponse
 from predictions.scoring import score_transaction, stored_score
 
 _JSON: Final = "application/json"

@@ -21,7 +21,8 @@ from predictions.api.decoding import (
     decode_score_batch,
     decode_score_request,
 )
-from predictions.messages import BatchResponse, LabelsResponse, ScoreResponse
+from predictions.api.lists import BatchResponse, LabelsResponse
+from predictions.messages import ScoreResponse
 
 METHODS = ("get", "post", "put", "patch", "delete")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 from django.db import close_old_connections, connection
@@ -183,6 +184,16 @@ def test_later_transactions_of_a_customer_see_the_earlier_ones(world: World) -> 
     assert row.values[2::3] == [10.0, 20.0, 60.0]
 
 
+def test_a_conflict_within_the_batch_is_in_nobodys_windows(world: World) -> None:
+    """The first of its id is; recorded or not, the third transaction is the customer's second."""
+    first = world.request(customer_id=world.newcomer())
+    third = world.request(customer_id=first["customer_id"])
+    results = post(world, [first, {**first, "amount": 99.0}, third], "include=features")
+    assert [result["status"] for result in results] == [200, 422, 200]
+    windows = {each["name"]: each["value"] for each in results[2]["answer"]["features"]}
+    assert (windows["customer_count_1d"], windows["customer_mean_amount_1d"]) == (2, 20.0)
+
+
 def test_a_late_transaction_counts_none_that_came_after_it(world: World) -> None:
     """Windows end at the transaction's own moment, whatever its place in the batch."""
     customer, at = world.newcomer(), datetime.now(UTC)
@@ -210,7 +221,7 @@ def counted(world: World, redis_client: redis.Redis, monkeypatch: pytest.MonkeyP
     counts = {"l2": 0, "model": 0}
     wire, ask = engine().wire, engine().wire.ask
     model = current_model()
-    run = model.session.run
+    session = model.session
 
     def counting_ask(*arguments: Any, **named: Any) -> Any:
         counts["l2"] += 1
@@ -219,12 +230,12 @@ def counted(world: World, redis_client: redis.Redis, monkeypatch: pytest.MonkeyP
     class Session:
         def run(self, *arguments: Any) -> Any:
             counts["model"] += 1
-            return run(*arguments)
+            return session.run(*arguments)
 
     monkeypatch.setattr(wire, "ask", counting_ask)
     object.__setattr__(model, "session", Session())
     yield counts
-    object.__setattr__(model, "session", model.session)
+    object.__setattr__(model, "session", session)
 
 
 @pytest.mark.parametrize("count", [2, 100])
@@ -310,6 +321,27 @@ def test_what_the_policy_forbids_to_miss_fails_alone(world: World, postgres: Ser
     assert results[1]["problem"]["code"] == "features_unavailable"
     assert "decision_spooled" in results[0]["answer"]["degraded_reasons"]
     assert "source_unavailable" not in results[0]["answer"]["degraded_reasons"]
+
+
+def test_a_score_that_is_no_number_fails_alone(world: World) -> None:
+    """500 in its place, nothing recorded of it."""
+    requests, model = some(world, 3), current_model()
+    session = model.session
+
+    class Broken:
+        def run(self, *arguments: Any) -> Any:
+            (scores,) = session.run(*arguments)
+            scores[1] = np.nan
+            return [scores]
+
+    object.__setattr__(model, "session", Broken())
+    try:
+        results = post(world, requests)
+    finally:
+        object.__setattr__(model, "session", session)
+    assert [result["status"] for result in results] == [200, 500, 200]
+    assert results[1]["problem"]["code"] == "internal"
+    assert not Decision.objects.filter(pk=requests[1]["transaction_id"]).exists()
 
 
 def test_with_l2_frozen_every_item_is_scored(world: World, valkey_cache: ServerHandle) -> None:
