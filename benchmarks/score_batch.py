@@ -1,7 +1,8 @@
 """`batch`: 100 transactions in one `POST /v1/scores/batch`, against 100 single calls; the same server, the same client.
 
 As many kept connections as the server has threads ask as fast as they are answered. Twice: as dry runs, which is the
-scoring itself, and with the journal, where single calls already share their commits with each other.
+scoring itself, and with the journal. There single calls already share their commits with each other, and what is left
+is PostgreSQL's: each transaction has it derive a customer's recent history anew, one by one or a hundred at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from benchmarks.ratio import Compare, Target
 from benchmarks.score_service import HOST, THREADS, ScoreService, score_service
 
 SIZE = 100
-_TARGET = Target(10)
+_TARGET, _JOURNAL_TARGET = Target(10), Target(4)
 _SINGLE, _BATCH = "/v1/scores", "/v1/scores/batch"
 _WARM_FOR_S = 20.0
 """Customers' activity counts as fresh for 60 s, and a dry run renews nothing."""
@@ -116,14 +117,14 @@ def open_batch(progress: Progress) -> Iterator[list[Contest]]:
                 other_is=f"{SIZE} times POST {_SINGLE}{what}; the same process, client and number of connections",
                 unit="transactions/s",
                 compare=Compare.OURS_OVER_OTHER,
-                target=_TARGET,
+                target=target,
                 ours=requests.side(batch, size=SIZE),
                 other=requests.side(single, size=1),
                 prepare=requests.warm,
                 check=requests.check,
             )
-            for name, what, batch, single in (
-                ("batch-dry-run", _DRY_RUN, requests.dry_batch, requests.dry_single),
-                ("batch-journal", "", requests.batch, requests.single),
+            for name, what, batch, single, target in (
+                ("batch-dry-run", _DRY_RUN, requests.dry_batch, requests.dry_single, _TARGET),
+                ("batch-journal", "", requests.batch, requests.single, _JOURNAL_TARGET),
             )
         ]

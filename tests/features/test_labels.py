@@ -3,11 +3,11 @@
 import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from threading import Barrier, Thread
+from threading import Thread
 
 import numpy as np
 import pytest
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from features import compute
@@ -19,6 +19,7 @@ from features.point_in_time import training_vectors
 from features.refresh import build
 from mlserve.errors import MlserveError
 from tests.features.ledgers import START, payment, record, some_payments
+from tests.fixtures.waiting import until
 
 DAY = timedelta(days=1)
 
@@ -114,28 +115,33 @@ def test_the_number_of_statements_does_not_depend_on_the_number_of_labels(db: No
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_reporters_at_once_agree_on_one_label() -> None:
-    """Who comes second knows what the first has stored: what it was before is true of both reports."""
-    record([payment(str(number), START, is_fraud=None) for number in range(20)])
-    barrier = Barrier(2)
+def test_a_second_reporter_waits_for_the_first_and_knows_what_it_said() -> None:
+    """What held before is true of both reports, and the later arrival is in force."""
+    record([payment("1", START, is_fraud=None)])
+    taken: list[Labelled | MlserveError] = []
 
-    def work(is_fraud: bool) -> None:
-        ids = [str(number) for number in range(20)]
-        barrier.wait(10)
+    def second() -> None:
         try:
-            report(*((each, is_fraud) for each in (ids if is_fraud else reversed(ids))))
+            taken.extend(report(("1", False), now=START + 31 * DAY))
         finally:
             connections.close_all()
 
-    threads = [Thread(target=work, args=(is_fraud,)) for is_fraud in (True, False)]
-    for thread in threads:
+    thread = Thread(target=second)
+    with transaction.atomic():
+        report(("1", True))
         thread.start()
-    for thread in threads:
-        thread.join()
-    for number in range(20):
-        first, second = LabelReport.objects.filter(transaction_id=str(number)).order_by("id")
-        assert (first.was, second.was) == (None, first.is_fraud)
-        assert in_force(str(number)) is second.is_fraud
+        until(_somebody_waits, within_s=10)
+    thread.join()
+    assert outcomes(taken) == [("recorded", False)]
+    assert list(LabelReport.objects.order_by("id").values_list("was", "is_fraud")) == [(None, True), (True, False)]
+    assert in_force() is False
+
+
+def _somebody_waits() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        (waiting,) = cursor.fetchone()
+    return bool(waiting)
 
 
 # --- point in time ---
