@@ -151,7 +151,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
         if not evaluation.total.decisions:
             return f"No decisions in the last {evaluation.days} days."
         if not evaluation.total.labelled:
-            return f"{evaluation.total.decisions} decisions in the last {evaluation.days} days, none of them labelled."
+            return f"Decisions in the last {evaluation.days} days: {evaluation.total.decisions}, none of them labelled."
         return _table(
             ("Day", "Decisions", "Labelled", "Fraud", "Precision", "Recall", "AUC", ""),
             (

@@ -16,6 +16,7 @@ PERMISSIONS: dict[str, tuple[str, ...]] = {
         "change_ttlpolicy",
         "view_policyrevision",
         "view_transaction",
+        "view_labelreport",
         "view_featuregrouprecord",
         "view_featurerecord",
     ),

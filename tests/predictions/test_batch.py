@@ -188,7 +188,8 @@ def test_a_conflict_within_the_batch_is_in_nobodys_windows(world: World) -> None
     """The first of its id is; recorded or not, the third transaction is the customer's second."""
     first = world.request(customer_id=world.newcomer())
     third = world.request(customer_id=first["customer_id"])
-    results = post(world, [first, {**first, "amount": 99.0}, third], "include=features")
+    other = {**first, "amount": 99.0, "occurred_at": (datetime.now(UTC) - timedelta(minutes=1)).isoformat()}
+    results = post(world, [first, other, third], "include=features")
     assert [result["status"] for result in results] == [200, 422, 200]
     windows = {each["name"]: each["value"] for each in results[2]["answer"]["features"]}
     assert (windows["customer_count_1d"], windows["customer_mean_amount_1d"]) == (2, 20.0)
