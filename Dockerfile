@@ -33,7 +33,7 @@ COPY warmup warmup
 # The code belongs to root: the process cannot change itself. The key below signs nothing, it only lets settings load;
 # the local settings, because production's would ask for servers as well.
 RUN python -m compileall -q manage.py mlserve features predictions warmup \
-    && MLSERVE_SECRET_KEY=only-while-the-image-is-built \
+    && MLSERVE_SECRET_KEY=only-while-the-image-is-built MLSERVE_CACHE_MAC_KEY=off \
         python manage.py collectstatic --settings mlserve.settings.local --noinput --verbosity 0 \
     && find /run/mlserve/metrics -type f -delete
 USER 10001:10001

@@ -4,6 +4,7 @@ from benchmarks.artifact import open_artifact
 from benchmarks.avalanche import open_avalanche
 from benchmarks.contest import Benchmark
 from benchmarks.cost import open_cost
+from benchmarks.freshness import open_freshness
 from benchmarks.frozen import open_frozen
 from benchmarks.herd import open_stampede
 from benchmarks.journal_cost import open_journal_cost
@@ -11,6 +12,7 @@ from benchmarks.l1_hit import open_l1
 from benchmarks.l2_read import open_l2
 from benchmarks.memory import open_memory
 from benchmarks.penetration import open_penetration
+from benchmarks.proof import open_proof
 from benchmarks.score_batch import open_batch
 from benchmarks.scores import open_scores
 
@@ -28,6 +30,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             name="penetration", about="ids that never existed, against the same without a filter", open=open_penetration
         ),
+        Benchmark(
+            name="freshness",
+            about="from a commit to its eviction in every process, against a TTL and delete-on-write",
+            open=open_freshness,
+        ),
+        Benchmark(name="proof", about="reads that are proven fresh, against the same by age alone", open=open_proof),
         Benchmark(
             name="journal-cost",
             about="writes of feature rows, against the same without a journal",

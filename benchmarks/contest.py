@@ -1,6 +1,6 @@
 """Ours against another way to do the same, measured by turns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import repeat
@@ -13,6 +13,8 @@ Side = Callable[[float], float]
 """Works for about so many seconds and returns what it reached, in the contest's unit."""
 Progress = Callable[[str, float], None]
 """Called with the stage and the share of it that is done, 0 to 1."""
+Figures = Mapping[str, Mapping[str, float]]
+"""By side, then by what was measured, its unit in the name: what one ratio does not say."""
 
 ROUNDS = 9
 _WARM_UP_SHARE = 0.1
@@ -38,6 +40,8 @@ class Contest:
     prepare: Callable[[], None] = lambda: None
     check: Callable[[], None] = lambda: None
     """Called after the last round; raises BenchmarkFailed if something else was measured than was meant."""
+    figures: Callable[[], Figures] = dict
+    """Over all rounds; called after `check`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,7 @@ class Result:
     target: Target
     verdict: Verdict
     rounds: int
+    figures: Figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +107,7 @@ def run(contest: Contest, *, seconds: float, progress: Progress, rounds: int = R
         target=contest.target,
         verdict=verdict_on(ratio, contest.target),
         rounds=rounds,
+        figures=contest.figures(),
     )
 
 

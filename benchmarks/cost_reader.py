@@ -149,7 +149,7 @@ class Reader:
                 raise SystemExit(f"cost: {outcome.key} was answered by {outcome.tier}, not {tier}")
 
     def _policies(self, tier: Tier) -> Mapping[str, Any]:
-        from features.policies import PREDICTION
+        from mlserve.cache.keys import PREDICTION
         from mlserve.cache.policy import Policy
 
         schemas = {group.name: group.schema for group in self._groups} | {PREDICTION: 1}
@@ -194,8 +194,7 @@ class Reader:
         self._rows = [tuple(row.tolist()) for row in rows[:PREDICTIONS]]
 
     def _prediction_key(self, row: Sequence[float]) -> Any:
-        from features.policies import PREDICTION
-        from mlserve.cache.keys import Key
+        from mlserve.cache.keys import PREDICTION, Key
         from predictions.scoring import prediction_id
 
         return Key(PREDICTION, prediction_id(self._model, tuple(row)), PREDICTION)

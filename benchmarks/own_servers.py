@@ -7,17 +7,21 @@ from pathlib import Path
 
 from benchmarks.contest import BenchmarkFailed
 from mlserve.embedded import NAMES, Servers
-from mlserve.servers.process import EmbeddedServerError
+from mlserve.servers.place import choose_home, postgres_installation
+from mlserve.servers.process import EmbeddedServerError, service_account
 from mlserve.settings import env
 
 
 @contextmanager
-def own_servers(which: Sequence[str] = NAMES) -> Iterator[tuple[Servers, Mapping[str, str]]]:
-    """The servers, and the environment of a process that uses them and nothing of the user's. Some five seconds."""
+def own_servers(which: Sequence[str] = NAMES, *, durable: bool = False) -> Iterator[tuple[Servers, Mapping[str, str]]]:
+    """The servers, and the environment of a process that uses them and nothing of the user's. Some five seconds.
+
+    `durable`: they wait for their disk, as servers with data to lose do.
+    """
     with tempfile.TemporaryDirectory(prefix="mlserve-bench-", dir="/var/tmp") as folder:
         root = Path(folder)
         root.chmod(0o711)  # PostgreSQL runs as another user if we are root
-        servers = Servers(root, durable=False)
+        servers = Servers(root, durable=durable)
         try:
             urls = servers.up(which)
             yield (
@@ -36,3 +40,12 @@ def own_servers(which: Sequence[str] = NAMES) -> Iterator[tuple[Servers, Mapping
             raise BenchmarkFailed(f"bench: its own servers do not start: {error}") from error
         finally:
             servers.destroy()
+
+
+def postgres_program(servers: Servers, name: str) -> Path:
+    """A program that comes with the embedded PostgreSQL."""
+    account = service_account()
+    program = postgres_installation(choose_home(servers.root, account=account), account=account) / "bin" / name
+    if not program.is_file():
+        raise BenchmarkFailed(f"bench: {program} is missing")
+    return program

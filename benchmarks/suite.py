@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks import contest
 from benchmarks.catalogue import BENCHMARKS
-from benchmarks.contest import Progress, Result
+from benchmarks.contest import Figures, Progress, Result
 from benchmarks.ratio import Verdict
 from features.progress import shown
 
@@ -66,6 +66,19 @@ def show(results: Sequence[Result], console: Console) -> None:
     for result in results:
         console.print(f"\n{result.name}: ratio is {result.compare}, over {result.rounds} rounds, by turns")
         console.print(f"  ours   {result.ours_is}\n  other  {result.other_is}")
+        if result.figures:
+            console.print(_figures(result.figures))
+
+
+def _figures(figures: Figures) -> Table:
+    """What the ratio does not say, with a column for each side."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2))
+    table.add_column("")
+    for side in figures:
+        table.add_column(side, justify="right")
+    for what in dict.fromkeys(what for numbers in figures.values() for what in numbers):
+        table.add_row(what, *(_number(numbers[what]) if what in numbers else "" for numbers in figures.values()))
+    return table
 
 
 def _as_json(result: Result) -> dict[str, Any]:
@@ -82,6 +95,7 @@ def _as_json(result: Result) -> dict[str, Any]:
         "rounds": result.rounds,
         "ours_is": result.ours_is,
         "other_is": result.other_is,
+        "figures": result.figures,
     }
 
 

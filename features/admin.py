@@ -1,5 +1,6 @@
 """What operators see of features, and the one thing that they set: TTL policies."""
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,8 @@ from django.contrib.admin.models import LogEntry
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db.models import F, FloatField, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Abs, Extract
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
@@ -17,12 +19,15 @@ from features.definitions import GROUPS
 from features.models import (
     FeatureGroupRecord,
     FeatureRecord,
+    InspectionFinding,
     LabelReport,
     PolicyRevision,
     Transaction,
     TtlPolicy,
 )
+from features.policies import is_proven
 from mlserve.console import units
+from mlserve.console.proven import unproven
 from mlserve.console.readonly import ReadOnlyAdmin
 
 LONGEST_S = 31_536_000
@@ -97,6 +102,16 @@ class TtlPolicyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def has_delete_permission(self, _request: HttpRequest, _obj: TtlPolicy | None = None) -> bool:
         return False
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        _warn_of_missing_proof(request, TtlPolicy.objects.all())
+        return super().changelist_view(request, extra_context)
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        _warn_of_missing_proof(request, TtlPolicy.objects.filter(name=object_id))
+        return super().change_view(request, object_id, form_url, extra_context)
 
     def save_model(self, request: HttpRequest, obj: TtlPolicy, form: forms.ModelForm, change: bool) -> None:  # type: ignore[type-arg]
         super().save_model(request, obj, form, change)
@@ -199,6 +214,31 @@ class PolicyRevisionAdmin(ReadOnlyAdmin):
         return _editor(revision)
 
 
+@admin.register(InspectionFinding)
+class InspectionFindingAdmin(ReadOnlyAdmin):
+    """Wrong copies that the inspector has found and deleted."""
+
+    list_display = (
+        "time",
+        "group",
+        "entity_id",
+        "tier",
+        "place",
+        "cause",
+        "horizon_s",
+        "held_version",
+        "written_version",
+        "switched_off",
+    )
+    list_filter = ("cause", "tier", "group", "switched_off")
+    search_fields = ("entity_id__exact",)
+    search_help_text = "The whole id of a customer or a merchant."
+
+    @admin.display(ordering="at")
+    def time(self, finding: InspectionFinding) -> str:
+        return f"{finding.at:%Y-%m-%d %H:%M:%S} UTC"
+
+
 @admin.register(Transaction)
 class TransactionAdmin(ReadOnlyAdmin):
     list_display = ("id", "occurred", "customer_id", "merchant_id", "amount", "currency", "is_fraud")
@@ -246,6 +286,16 @@ class FeatureAdmin(ReadOnlyAdmin):
     @admin.display(description="derived from")
     def derived_from(self, feature: FeatureRecord) -> str:
         return ", ".join(group.name for group in feature.groups.all()) or "the request alone"
+
+
+def _warn_of_missing_proof(request: HttpRequest, policies: Iterable[TtlPolicy]) -> None:
+    """On the page that is about to be shown; whoever posts a form gets another one next."""
+    if request.method != "GET":
+        return
+    proven = [policy.name for policy in policies if is_proven(policy)]
+    warning = unproven(proven, now=timezone.now().timestamp())
+    if warning:
+        messages.warning(request, warning)
 
 
 def is_unwise_in_l1(policy: TtlPolicy) -> bool:

@@ -16,3 +16,5 @@ class FeaturesConfig(AppConfig):
         register("policies", diagnosis.diagnose_policies)
         register("features", diagnosis.diagnose_features)
         register("relay", diagnosis.diagnose_relay)
+        register("guards", diagnosis.diagnose_guards)
+        import_module("features.checks")

@@ -1,18 +1,16 @@
-"""What the doctor says of the TTL policies, of the features' age and of the relay."""
+"""What the doctor says of the TTL policies, of the features' age, of the relay and of the database's own guards."""
 
 from collections.abc import Iterator
 from datetime import datetime
 
-from django.conf import settings
 from django.db.models import Min
 from django.utils import timezone
 
 from features.definitions import GROUPS
+from features.guards import TRIGGERS, broken_guards
 from features.models import FeatureRow, PolicyRevision, TtlPolicy
-from mlserve.cache.tiers.batches import Batches, Raced
-from mlserve.cache.watermark import parse
-from mlserve.cache.wiring import engine
 from mlserve.platform.diagnosis import Finding, Level
+from mlserve.platform.proof import read_proof, why_unproven
 
 RELAY_LATE_S = 1.0
 """Twenty ticks."""
@@ -61,21 +59,32 @@ def diagnose_features() -> Iterator[Finding]:
 
 def diagnose_relay() -> Iterator[Finding]:
     """A relay moves the watermarks on many times a second; as old as the oldest of them is what the cache can prove."""
-    answers = Batches(engine().wire).read(range(settings.CACHE_PARTITIONS))
-    silent = [answer for answer in answers.values() if not isinstance(answer, Raced)]
-    marks = [parse(answer.watermark) for answer in answers.values() if isinstance(answer, Raced)]
-    readable = [mark for mark in marks if mark is not None]
+    proof, now = read_proof(), timezone.now().timestamp()
+    problem = why_unproven(proof, now=now, bound_s=RELAY_LATE_S)
     fix = "keep `manage.py relay` running, two of them in production"
-    if silent:
+    if proof.error:
         yield _finding("relay", Level.WARN, "not examined: the cache does not answer", "mend that first")
-    elif len(readable) < len(marks):
-        yield _finding("relay", Level.WARN, f"{len(marks) - len(readable)} of {len(marks)} watermarks are missing", fix)
+    elif proof.foreign:
+        fix = "give all processes the same MLSERVE_CACHE_MAC_KEY, relays too; a relay then replaces what is not ours"
+        yield _finding("relay", Level.WARN, problem, fix)
+    elif proof.oldest is None:
+        yield _finding("relay", Level.WARN, problem, fix)
     else:
-        oldest = min(readable, key=lambda mark: mark.safe_time)
-        lag_s = timezone.now().timestamp() - oldest.safe_time
-        late = lag_s > RELAY_LATE_S
-        detail = f"watermark {lag_s:,.2f} s old, by relay {oldest.relay}, epoch {oldest.epoch}"
-        yield _finding("relay", Level.WARN if late else Level.OK, detail, fix if late else "")
+        oldest = proof.oldest
+        detail = f"watermark {now - oldest.safe_time:,.2f} s old, by relay {oldest.relay}, epoch {oldest.epoch}"
+        yield _finding("relay", Level.WARN if problem else Level.OK, detail, fix if problem else "")
+
+
+def diagnose_guards() -> Iterator[Finding]:
+    """Triggers, sequence and commits of feature rows: without them changes escape the cache."""
+    broken = broken_guards()
+    for guard in broken:
+        yield _finding("guards", Level.FAIL, guard.problem, guard.fix)
+    if not broken:
+        detail = (
+            f"{len(TRIGGERS)} triggers of the feature rows fire always, versions only grow, commits are synchronous"
+        )
+        yield _finding("guards", Level.OK, detail)
 
 
 def _age_s(moment: datetime, now: datetime) -> float:

@@ -198,11 +198,11 @@ FROM (
     SELECT line."group", line.entity_id, max(line.version) AS version
     FROM (
         SELECT begun."group", begun.entity_id, begun.version
-        FROM features_journal AS begun
+        FROM features_journal_row AS begun
         WHERE begun.xid >= pg_snapshot_xmax(%(snapshot)s::pg_snapshot)
         UNION ALL
         SELECT ended."group", ended.entity_id, ended.version
-        FROM pg_snapshot_xip(%(snapshot)s::pg_snapshot) AS running (xid) JOIN features_journal AS ended USING (xid)
+        FROM pg_snapshot_xip(%(snapshot)s::pg_snapshot) AS running (xid) JOIN features_journal_row AS ended USING (xid)
     ) AS line
     GROUP BY line."group", line.entity_id
     LIMIT %(most)s

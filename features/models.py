@@ -113,6 +113,76 @@ class FeatureRecord(models.Model):
         return self.name
 
 
+class InspectionMark(models.Model):
+    """A snapshot of Postgres, and a moment after it was taken. Kept for as long as the longest horizon."""
+
+    at = models.DateTimeField(primary_key=True)
+    snapshot = models.TextField()
+
+    def __str__(self) -> str:
+        return f"{self.at}"
+
+
+class InspectionCursor(models.Model):
+    """Up to which snapshot the inspector has looked at lines of the journal of that age (`features/inspection`)."""
+
+    horizon_s = models.PositiveIntegerField(primary_key=True)
+    snapshot = models.TextField()
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.horizon_s} s"
+
+
+class InspectionCount(models.Model):
+    """What the inspector has looked at on a day (UTC), and how much of it was wrong, by cause."""
+
+    day = models.DateField()
+    horizon_s = models.PositiveIntegerField()
+    tier = models.TextField()
+    """`l1`, `l2`; or `all`: writes, which count once whatever the number of their copies."""
+    checked = models.BigIntegerField()
+    age_sum_s = models.FloatField()
+    """Of the writes, since their transactions began."""
+    late = models.BigIntegerField()
+    lost_invalidation = models.BigIntegerField()
+    wrong_bytes = models.BigIntegerField()
+    unknown = models.BigIntegerField()
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(fields=["day", "horizon_s", "tier"], name="inspection_count_of_a_day_once"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.day}, {self.horizon_s} s, {self.tier}"
+
+
+class InspectionFinding(models.Model):
+    """A copy that would have been served and was not what Postgres says. It has been deleted since."""
+
+    at = models.DateTimeField(db_index=True)
+    group = models.TextField()
+    entity_id = models.TextField()
+    tier = models.TextField()
+    place = models.TextField(blank=True)
+    """The process of an L1; the number of a copy of a hot entity in L2."""
+    horizon_s = models.PositiveIntegerField("horizon (s)")
+    age_s = models.FloatField("age (s)")
+    """So long ago, at least, the write was committed."""
+    cause = models.TextField()
+    held_version = models.BigIntegerField()
+    written_version = models.BigIntegerField()
+    switched_off = models.BooleanField()
+    """L1 and L2 were then taken out of the group's policy."""
+
+    class Meta:
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.group} of {self.entity_id}"
+
+
 class TtlPolicy(models.Model):
     """How long copies of one feature group (or of predictions) count as fresh. Every process obeys within a second."""
 

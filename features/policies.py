@@ -10,11 +10,11 @@ from django.db import DatabaseError, InterfaceError
 
 from features.definitions import GROUPS, DefaultPolicy
 from features.models import PolicyRevision, TtlPolicy
+from mlserve.cache.keys import PREDICTION
 from mlserve.cache.policy import Policy, PolicyBook
 from mlserve.poller import Poller
 
 POLL_INTERVAL_S = 0.5
-PREDICTION = "prediction"
 PREDICTION_SCHEMA = 1
 PREDICTION_DEFAULT = DefaultPolicy(fresh_for_s=3600, grace_s=0, negative_ttl_s=0, use_l2=False)
 """A prediction's key holds its exact input, so it never goes stale; the TTL only bounds its stay. L2 is bypassed:
@@ -70,9 +70,13 @@ def _in_force(row: TtlPolicy) -> Policy:
         row.name,
         row,
         fail_when_missing=row.on_missing == TtlPolicy.OnMissing.FAIL,
-        # A prediction's key holds its exact input: there is nothing that a relay could withdraw.
-        proven=row.freshness == TtlPolicy.Freshness.PROVEN and row.name != PREDICTION,
+        proven=is_proven(row),
     )
+
+
+def is_proven(row: TtlPolicy) -> bool:
+    """A prediction never is. Its key holds its exact input: there is nothing that a relay could withdraw."""
+    return row.freshness == TtlPolicy.Freshness.PROVEN and row.name != PREDICTION
 
 
 def _defaults() -> PolicyBook:

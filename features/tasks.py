@@ -12,6 +12,7 @@ from features.definitions import (
 )
 from features.existence import build as build_filters
 from features.flush import flush_write_behind as flush
+from features.inspection.run import inspect
 from features.journal_partitions import keep_up
 from features.refresh import build
 from mlserve.cache.clock import SystemClock
@@ -43,6 +44,11 @@ def flush_write_behind() -> None:
 @shared_task(name="features.build_bloom_filters", ignore_result=True, soft_time_limit=240, time_limit=270)
 def build_bloom_filters() -> None:
     build_filters(clock=SystemClock())
+
+
+@shared_task(name="features.inspect_cache", ignore_result=True, max_retries=0, soft_time_limit=40, time_limit=50)
+def inspect_cache() -> None:
+    inspect(now=timezone.now())
 
 
 @shared_task(name="features.keep_journal", ignore_result=True, max_retries=0, soft_time_limit=60, time_limit=90)

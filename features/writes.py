@@ -15,7 +15,6 @@ until its own limit, counted from its own `as_of`, as any copy does.
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from types import MappingProxyType
 
 import msgspec
 import redis
@@ -34,7 +33,6 @@ HOT_KEYS_PER_SECOND = 500
 """What a rebuild may add to the reads of Postgres per second, because each of these is read again at once."""
 WRITE_LEASE_S = 0.005
 """Longer than Redis takes and short enough for writers who wait for the rows that are held meanwhile."""
-_NO_LEASES: Mapping[Entity, LeaseToken] = MappingProxyType({})
 _CHUNK = 500
 _HOT_CHUNK = 25
 _FAILURES_IN_A_ROW = 3
@@ -48,26 +46,46 @@ class Invalidated(msgspec.Struct, frozen=True):
     pending: int = 0
 
 
-def write_leases(keys: Collection[Key]) -> Mapping[Entity, LeaseToken]:
-    """Before the commit, holding the rows: the leases with which `write_through` may fill.
+class WriteLeases(msgspec.Struct, frozen=True):
+    """What a writer took before its commit, while it held the rows: nobody else can have committed them since.
 
-    They take those of readers, who may have read the source before this write. Without a lease nothing is put, so if L2
-    does not answer at once this does not wait: other writers wait for the rows.
+    `since`: its position in this process's L1. `held_at` (s since 1970): what it writes is newer than all that was
+    acknowledged before.
+    """
+
+    leases: Mapping[Entity, LeaseToken]
+    since: int
+    held_at: float
+
+
+def write_leases(keys: Collection[Key]) -> WriteLeases:
+    """Before the commit, holding the rows: with what `write_through` may fill.
+
+    Its leases take those of readers, who may have read the source before this write. Without a lease nothing is put
+    into L2, so if L2 does not answer at once this does not wait: other writers wait for the rows.
     """
     cache, policies = engine(), policies_in_force().policies
+    since, held_at = cache.l1.begin(), cache.clock.now()
     entities = {key.entity for key in keys if policies[key.group].use_l2 and policies[key.group].proven}
-    return cache.l2.lease_for_write(entities, timeout_s=WRITE_LEASE_S) if entities else {}
+    leases = cache.l2.lease_for_write(entities, timeout_s=WRITE_LEASE_S) if entities else {}
+    return WriteLeases(leases, since, held_at)
 
 
-def write_through(entries: Mapping[Key, Entry], leases: Mapping[Entity, LeaseToken] = _NO_LEASES) -> None:
+def write_through(entries: Mapping[Key, Entry], taken: WriteLeases) -> None:
     """Puts values that were just committed into L2 and into this process's L1.
 
-    L2 keeps the newer of two by version. Where it cannot be told, the copy that it holds is out of date, so an
-    invalidation is left pending until it can. Groups whose freshness is proven are filled with their `write_leases`;
-    without one their copies are withdrawn.
+    `taken` before the commit. L2 keeps the newer of two by version. Where it cannot be told, the copy that it holds is
+    out of date, so an invalidation is left pending until it can. Groups whose freshness is proven are filled with the
+    leases that were taken; without one their copies are withdrawn.
     """
     cache, policies = engine(), policies_in_force().policies
-    cache.l1.put_many({key: entry for key, entry in entries.items() if policies[key.group].use_l1}, policies)
+    leases = taken.leases
+    into_l1 = {
+        key: msgspec.structs.replace(entry, vouched_at=taken.held_at)
+        for key, entry in entries.items()
+        if policies[key.group].use_l1
+    }
+    cache.l1.put_many(into_l1, policies, since=taken.since)
     into_l2 = {key: entry for key, entry in entries.items() if policies[key.group].use_l2}
     proven = {key: entry for key, entry in into_l2.items() if policies[key.group].proven}
     leased = {key: entry for key, entry in proven.items() if key.entity in leases}
@@ -86,7 +104,7 @@ def drop_copies(keys: Sequence[Key]) -> bool:
     cache = engine()
     # L2 first: a reader of this process could take the old copy from there into L1 again.
     told = cache.pending.drop(keys)
-    cache.l1.drop_many(keys)
+    cache.chain.withdraw(keys)
     return told
 
 
@@ -115,7 +133,7 @@ def write_around(keys: Collection[Key], *, sleep: Callable[[float], None] = time
         rest = ordered[told:]
         if rest:
             cache.pending.remember(rest)
-            cache.l1.drop_many(rest)
+            cache.chain.withdraw(rest)
     return Invalidated(delivered=told - undelivered, pending=undelivered + len(rest))
 
 

@@ -28,7 +28,7 @@ NAMES = ("postgres", "cache", "broker")
 VARIABLES = {"DATABASE_URL": "postgres", "REDIS_CACHE_URL": "cache", "REDIS_BROKER_URL": "broker"}
 
 # Commands that need no server, and those that use the servers that happen to run.
-_WITHOUT = frozenset({"help", "version", "services", "collectstatic", "findstatic", "diffsettings"})
+_WITHOUT = frozenset({"help", "version", "services", "collectstatic", "findstatic", "diffsettings", "check_freshness"})
 _IF_RUNNING = frozenset({"check", "makemigrations", "spectacular", "doctor"})
 
 _started: list[str] = []

@@ -14,7 +14,7 @@ class ErrorCode(StrEnum):
     MALFORMED_REQUEST = "malformed_request"
     """The request cannot be read: not JSON, broken UTF-8, a duplicate key, a wrong host."""
     INVALID_PARAMETER = "invalid_parameter"
-    """A query parameter or a part of the path has a value that is not allowed."""
+    """A query parameter, a part of the path or a header has a value that is not allowed."""
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     """The key is good, but lacks the scope that is named."""

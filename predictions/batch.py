@@ -14,13 +14,13 @@ import msgspec
 
 from features.compute import Derived, VectorPlan, transaction_tag, with_transaction
 from features.definitions import CUSTOMER_ACTIVITY
-from features.policies import PREDICTION, policies_in_force
+from features.policies import policies_in_force
 from features.vectors import keys_of, read_groups
 from features.write_behind import note_score
 from mlserve.cache.budget import Budget
 from mlserve.cache.cascade import Reading
 from mlserve.cache.entry import Entry
-from mlserve.cache.keys import Key
+from mlserve.cache.keys import PREDICTION, Key
 from mlserve.cache.outcome import Degradation, Outcome
 from mlserve.cache.policy import PolicyBook
 from mlserve.cache.tiers.request import RequestTier
@@ -76,12 +76,18 @@ class _Candidate(msgspec.Struct):
 
 
 def score_batch(
-    *, requests: Sequence[ScoreRequest | MlserveError], options: ScoreOptions, client: str, now: float
+    *,
+    requests: Sequence[ScoreRequest | MlserveError],
+    options: ScoreOptions,
+    client: str,
+    now: float,
+    at_least: Mapping[Key, int] | None = None,
 ) -> ScoredBatch:
     """The decision on each, durable when this returns unless it is a dry run; errors in `requests` stay where they are.
 
     A transaction that stands there twice is scored once, its repetitions are replayed; one that stands there with
-    other contents is a conflict. `now` in seconds since 1970; `client` names who asked. Raises NoActiveModel.
+    other contents is a conflict. `now` in seconds since 1970; `client` names who asked; `at_least`: the versions that
+    it has seen. Raises NoActiveModel.
     """
     cache, model, book = engine(), current_model(), policies_in_force()
     delivery.ensure_delivering()
@@ -90,7 +96,7 @@ def score_batch(
 
     plan = plan_of(model.feature_names)
     budget = cache.budget()
-    _read(candidates, plan, book=book, budget=budget, options=options)
+    _read(candidates, plan, book=book, budget=budget, options=options, at_least=at_least)
     lap("features")
     _derive(candidates, plan)
     predicted = _predict(candidates, model, book=book, budget=budget, dry_run=options.dry_run)
@@ -144,7 +150,13 @@ def _open(candidates: Iterable[_Candidate]) -> list[_Candidate]:
 
 
 def _read(
-    candidates: Sequence[_Candidate], plan: VectorPlan, *, book: PolicyBook, budget: Budget, options: ScoreOptions
+    candidates: Sequence[_Candidate],
+    plan: VectorPlan,
+    *,
+    book: PolicyBook,
+    budget: Budget,
+    options: ScoreOptions,
+    at_least: Mapping[Key, int] | None,
 ) -> None:
     """All groups of all items in one look-up; items that want fresher values than policy does are looked up apart.
 
@@ -171,6 +183,7 @@ def _read(
             request=RequestTier(),
             budget=budget,
             max_age_s=max_age_s,
+            at_least=at_least,
             leave_no_trace=options.dry_run,
         )
         for each, keys in zip(wanted, keys_of_each, strict=True):
@@ -203,8 +216,12 @@ def _take(
 
 
 def _under(outcome: Outcome, max_age_s: float, *, proven: bool) -> Outcome:
-    """The outcome by another limit than the tighter one that it was read under. What is unproven stays flagged."""
-    stale = outcome.stale and (proven or outcome.age_s > max_age_s)
+    """The outcome by another limit than the tighter one that it was read under.
+
+    What is unproven, or older than what the client has seen, stays flagged.
+    """
+    by_age_alone = not proven and outcome.age_s > outcome.max_age_s
+    stale = outcome.stale and not (by_age_alone and outcome.age_s <= max_age_s)
     kept = tuple(each for each in outcome.degradations if stale or each is not Degradation.STALE)
     return Outcome(outcome.key, outcome.entry, outcome.tier, outcome.age_s, max_age_s, stale, kept)
 

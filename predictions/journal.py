@@ -13,7 +13,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import ClassVar
 
 import msgspec
@@ -22,9 +22,12 @@ import structlog
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
 from features import ingest
-from features.activity import Cursor
+from features.activity import Cursor, load_rows
+from features.definitions import CUSTOMER_ACTIVITY
 from features.source import waited_in_vain
 from features.writes import write_leases, write_through
+from mlserve.cache.entry import Entry
+from mlserve.cache.keys import Key
 from mlserve.cache.outcome import Degradation
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
@@ -61,10 +64,14 @@ class JournalEntry(msgspec.Struct, frozen=True):
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """How it ended: `stored` is the earlier answer (JSON) if this id was decided before; `spooled`: not in Postgres."""
+    """How it ended: `stored` is the earlier answer (JSON) if this id was decided before; `spooled`: not in Postgres.
+
+    `activity_version`: from which version on the customer's activity has this transaction; 0 if Postgres has not said.
+    """
 
     stored: bytes | None = None
     spooled: bool = False
+    activity_version: int = 0
 
 
 class TransactionConflict(MlserveError):
@@ -235,16 +242,34 @@ def commit(entries: Sequence[JournalEntry]) -> list[Recorded | MlserveError]:
         repeated = [entry for entry in entries if first[entry.transaction.id] is not entry]
         known = [entry for entry in unique if entry.transaction.id not in added]
         stored = _stored(cursor, known + repeated) if known or repeated else {}
+        versions = _activity_versions(cursor, recorded.activity, {entry.transaction.customer_id for entry in unique})
         leases = write_leases(recorded.activity)
     write_through(recorded.activity, leases)
     metrics.JOURNAL_COMMIT.observe(clock.monotonic() - started)
     metrics.JOURNAL_BATCH.observe(len(entries))
     return [
-        Recorded()
+        Recorded(activity_version=versions.get(entry.transaction.customer_id, 0))
         if first[entry.transaction.id] is entry and entry.transaction.id in added
-        else _compare(entry, stored.get(entry.transaction.id))
+        else _compare(
+            entry,
+            stored.get(entry.transaction.id),
+            activity_version=versions.get(entry.transaction.customer_id, 0),
+        )
         for entry in entries
     ]
+
+
+def _activity_versions(cursor: Cursor, written: Mapping[Key, Entry], customers: Set[str]) -> dict[str, int]:
+    """Of each customer. Those who had nothing new are asked for: in a repetition the transaction is in there already.
+
+    While the customers are locked: what is read here is as new as whatever was acknowledged for them.
+    """
+    versions = {key.id: entry.version for key, entry in written.items()}
+    others = customers - versions.keys()
+    if others:
+        rows = load_rows(cursor, [(CUSTOMER_ACTIVITY.name, customer_id) for customer_id in others]).rows
+        versions |= {row.entity_id: row.version for row in rows}
+    return versions
 
 
 def stored_response(transaction_id: str) -> bytes | None:
@@ -339,7 +364,9 @@ def _stored(cursor: Cursor, entries: Sequence[JournalEntry]) -> dict[str, tuple[
     return {row[0]: (bytes(row[1]), bytes(row[2])) for row in cursor.fetchall()}
 
 
-def _compare(entry: JournalEntry, stored: tuple[bytes, bytes] | None) -> Recorded | MlserveError:
+def _compare(
+    entry: JournalEntry, stored: tuple[bytes, bytes] | None, *, activity_version: int = 0
+) -> Recorded | MlserveError:
     if stored is None:
         return TransactionConflict(
             f"transaction {entry.transaction.id} is in the ledger with another time, customer, merchant, amount or "
@@ -351,7 +378,7 @@ def _compare(entry: JournalEntry, stored: tuple[bytes, bytes] | None) -> Recorde
             f"transaction {entry.transaction.id} was scored before with other contents; "
             "a new transaction needs a new transaction_id"
         )
-    return Recorded(stored=response)
+    return Recorded(stored=response, activity_version=activity_version)
 
 
 _journal = Journal()

@@ -15,13 +15,14 @@ from typing import ClassVar
 import msgspec
 
 from features.compute import VectorPlan, transaction_tag
-from features.policies import PREDICTION, policies_in_force
+from features.definitions import CUSTOMER_ACTIVITY
+from features.policies import policies_in_force
 from features.vectors import keys_of, read_groups
 from features.write_behind import note_score
 from mlserve.cache.budget import Budget
 from mlserve.cache.cascade import Reading
 from mlserve.cache.entry import Entry
-from mlserve.cache.keys import Key
+from mlserve.cache.keys import PREDICTION, Key
 from mlserve.cache.outcome import Degradation, Outcome
 from mlserve.cache.policy import PolicyBook
 from mlserve.cache.tiers.request import RequestTier
@@ -46,32 +47,44 @@ class FeaturesUnavailable(MlserveError):
 
 
 class ScoredTransaction(msgspec.Struct, frozen=True):
-    """`body`: the response as JSON. `server_timing`: milliseconds by step, for the header of that name."""
+    """`body`: the response as JSON. `server_timing`: milliseconds by step, for the header of that name.
+
+    `versions`: of what was read and, where it is known, of what this transaction has written.
+    """
 
     body: bytes
     replayed: bool
     server_timing: dict[str, float]
+    versions: Mapping[Key, int]
 
 
-def score_transaction(*, request: ScoreRequest, options: ScoreOptions, client: str, now: float) -> ScoredTransaction:
+def score_transaction(
+    *,
+    request: ScoreRequest,
+    options: ScoreOptions,
+    client: str,
+    now: float,
+    at_least: Mapping[Key, int] | None = None,
+) -> ScoredTransaction:
     """The decision on one transaction, durable when this returns unless it is a dry run.
 
-    `now` in seconds since 1970; `client` names who asked. Raises NoActiveModel, FeaturesUnavailable,
-    TransactionConflict, or an error of the journal; never on account of the cache.
+    `now` in seconds since 1970; `client` names who asked; `at_least`: the versions that it has seen. Raises
+    NoActiveModel, FeaturesUnavailable, TransactionConflict, or an error of the journal; never on account of the cache.
     """
     cache, model, book = engine(), current_model(), policies_in_force()
     delivery.ensure_delivering()
     lap = Laps(cache.clock.monotonic)
-    budget, memo = cache.budget(), RequestTier()
+    budget = cache.budget()
     plan = plan_of(model.feature_names)
 
     keys = keys_of(groups=plan.groups, customer_id=request.customer_id, merchant_id=request.merchant_id)
     reading = read_groups(
         keys,
         book=book,
-        request=memo,
+        request=RequestTier(),
         budget=budget,
         max_age_s=request.max_age_s,
+        at_least=at_least,
         leave_no_trace=options.dry_run,
     )
     outcomes = {group: reading.outcomes[key] for group, key in keys.items()}
@@ -84,7 +97,7 @@ def score_transaction(*, request: ScoreRequest, options: ScoreOptions, client: s
         tag=transaction_tag(request.transaction_id),
         groups={group: outcome.values for group, outcome in outcomes.items()},
     )
-    prediction = _predict(model, derived.values, book=book, budget=budget, request=memo, dry_run=options.dry_run)
+    prediction = _predict(model, derived.values, book=book, budget=budget, dry_run=options.dry_run)
     lap("predict")
 
     predicted = next(iter(prediction.outcomes.values()))
@@ -105,8 +118,9 @@ def score_transaction(*, request: ScoreRequest, options: ScoreOptions, client: s
         features=options.features or not options.dry_run,
     )
     lap("decide")
+    versions = _versions_of(reading.outcomes, at_least or {})
     if options.dry_run:
-        return ScoredTransaction(_encode(response, options), False, lap.milliseconds)
+        return ScoredTransaction(_encode(response, options), False, lap.milliseconds, versions)
 
     recorded = journal().record(
         JournalEntry(
@@ -119,14 +133,16 @@ def score_transaction(*, request: ScoreRequest, options: ScoreOptions, client: s
         )
     )
     lap("journal")
+    if recorded.activity_version:
+        versions[Key("customer", request.customer_id, CUSTOMER_ACTIVITY.name)] = recorded.activity_version
     if recorded.stored is not None:
         earlier = msgspec.json.decode(recorded.stored, type=ScoreResponse)
-        return ScoredTransaction(_encode(earlier, options), True, lap.milliseconds)
+        return ScoredTransaction(_encode(earlier, options), True, lap.milliseconds, versions)
     if recorded.spooled:
         response = with_degradation(response, Degradation.DECISION_SPOOLED)
     cache.recorder.score(response.decision, degraded=response.degraded, seconds=lap.total_s)
     note_score(merchant_id=request.merchant_id, amount=request.amount, at=now)
-    return ScoredTransaction(_encode(response, options), False, lap.milliseconds)
+    return ScoredTransaction(_encode(response, options), False, lap.milliseconds, versions)
 
 
 def stored_score(transaction_id: str) -> bytes | None:
@@ -174,13 +190,28 @@ def refuse_missing(outcomes: Mapping[str, Outcome], degradations: AbstractSet[De
         )
 
 
+def _versions_of(outcomes: Mapping[Key, Outcome], at_least: Mapping[Key, int]) -> dict[Key, int]:
+    """What the caller has seen after this answer.
+
+    What was only a substitute for something newer, or missing, takes away nothing of what it had seen before. What the
+    source said counts, even if it is less: what it lost in a failover does not come back.
+    """
+    versions = {}
+    for key, outcome in outcomes.items():
+        version = outcome.version
+        if outcome.stale or outcome.entry is None:
+            version = max(version, at_least.get(key, 0))
+        if version:
+            versions[key] = version
+    return versions
+
+
 def _predict(
     model: LoadedModel,
     values: tuple[float, ...],
     *,
     book: PolicyBook,
     budget: Budget,
-    request: RequestTier,
     dry_run: bool,
 ) -> Reading:
     cache = engine()
@@ -193,7 +224,7 @@ def _predict(
         [Key(PREDICTION, prediction_id(model, values), PREDICTION)],
         policies=book.policies,
         loader=compute,
-        request=request,
+        request=RequestTier(),  # nobody sees two values of a key that holds all its value was computed from
         budget=budget,
         leave_no_trace=dry_run,
     )

@@ -7,7 +7,7 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 
 from features.api.shown import EntityShown, InvalidatedShown, PolicyList
 from features.definitions import GROUPS_OF_ENTITY
-from mlserve.api.openapi import KEYED, answer, problems
+from mlserve.api.openapi import KEYED, VERSION_ANSWERED, answer, problems
 from mlserve.errors import ErrorCode
 
 _ENTITY: Final[dict[str, Any]] = {
@@ -71,7 +71,7 @@ describe_peek = extend_schema(
     operation_id="peek_features",
     summary="What every tier holds of an entity",
     tags=["features"],
-    parameters=_PATH,
+    parameters=[*_PATH, VERSION_ANSWERED],
     responses={
         **answer(EntityShown, "Group by group", example=_ENTITY),
         **problems(*KEYED, ErrorCode.INVALID_PARAMETER),

@@ -12,7 +12,9 @@ from features.api.openapi import describe_invalidate, describe_peek, describe_po
 from features.api.shown import list_policies, show_entity
 from features.definitions import GROUPS_OF_ENTITY
 from features.vectors import invalidate_entity, peek_entity
+from mlserve.api import data_version
 from mlserve.api.keyed_view import KeyedView
+from mlserve.cache.keys import Key
 from mlserve.errors import ErrorCode, FieldError, MlserveError
 
 _JSON: Final = "application/json"
@@ -36,8 +38,11 @@ class EntityView(KeyedView):
         _check(entity, entity_id)
         now = datetime.now(UTC)
         peeked = peek_entity(entity=entity, entity_id=entity_id, now=now.timestamp())
+        versions = {Key(entity, entity_id, found["group"]): found["version"] for found in peeked if found["version"]}
         return HttpResponse(
-            _encode(show_entity(entity=entity, entity_id=entity_id, peeked=peeked, at=now)), content_type=_JSON
+            _encode(show_entity(entity=entity, entity_id=entity_id, peeked=peeked, at=now)),
+            content_type=_JSON,
+            headers={data_version.HEADER: data_version.token_of(versions)},
         )
 
     @describe_invalidate

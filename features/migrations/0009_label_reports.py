@@ -3,7 +3,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("features", "0006_freshness"),
+        ("features", "0008_journal_packs"),
     ]
 
     operations = [

@@ -5,8 +5,9 @@ from typing import Any, Final
 
 import msgspec
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
-from drf_spectacular.utils import OpenApiExample, OpenApiResponse
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse
 
+from mlserve.api.data_version import HEADER, MOST_CHARACTERS
 from mlserve.api.problems import CONTENT_TYPE, TYPE_PREFIX, Problem
 from mlserve.errors import STATUS_OF, TITLE_OF, ErrorCode
 
@@ -18,6 +19,23 @@ KEYED: Final = (*ALWAYS, ErrorCode.UNAUTHENTICATED, ErrorCode.FORBIDDEN, ErrorCo
 """What any view behind an API key may answer."""
 
 Responses = dict[tuple[int, str], OpenApiResponse]
+
+VERSION_SENT: Final = OpenApiParameter(
+    HEADER,
+    {"type": "string", "maxLength": MOST_CHARACTERS},
+    OpenApiParameter.HEADER,
+    description=(
+        "As earlier answers gave it; several are separated by commas. No value is then older than what those answers "
+        "knew. 400 for one that this service has not given."
+    ),
+)
+VERSION_ANSWERED: Final = OpenApiParameter(
+    HEADER,
+    {"type": "string"},
+    OpenApiParameter.HEADER,
+    response=[200],
+    description="Opaque: names the versions that this answer knew, a recorded transaction's own included.",
+)
 
 
 def schema_of(type_: Any) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """Where the engine gets the time from. Only `SystemClock` reads the real one."""
 
 import time
+from functools import partial
 from typing import Protocol
+
+# Of Linux. Durations go on while the machine sleeps, which those of time.monotonic do not.
+_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 class Clock(Protocol):
@@ -22,5 +26,5 @@ class SystemClock:
     """The clock of this host."""
 
     now = staticmethod(time.time)
-    monotonic = staticmethod(time.monotonic)
+    monotonic = staticmethod(time.monotonic if _BOOTTIME is None else partial(time.clock_gettime, _BOOTTIME))
     sleep = staticmethod(time.sleep)

@@ -4,6 +4,7 @@
     1 letter  V value, N negative ("the source knows nothing"), T tombstone ("what was here must not be served")
     8 bytes   written_at in microseconds, big-endian
     msgpack   name of the key (entity and group), epoch, schema, age of the values when read (us), cost (us), values
+    16 bytes  where records are sealed (`seal.py`): the seal
 
 The first 17 bytes tell one copy of a key from every other one; scripts compare them without knowing the rest. Lua's
 numbers are doubles and lose integers above 2**53, so they compare a version as two halves of 32 bits.
@@ -27,6 +28,7 @@ from mlserve.cache import narrow
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.outcome import MissReason
+from mlserve.cache.seal import NO_SEAL, Seal
 from mlserve.cache.watermark import Watermark
 
 VALUE, NEGATIVE, TOMBSTONE = b"V", b"N", b"T"
@@ -59,7 +61,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Body)
 
 
-def encode(key: Key, digest: bytes, schema: int, entry: Entry, *, epoch: int = 0) -> bytes:
+def encode(key: Key, digest: bytes, schema: int, entry: Entry, *, epoch: int = 0, seal: Seal = NO_SEAL) -> bytes:
     """The record of `entry`. `digest`: the 16 bytes of the entity's names (`keys.names_of`)."""
     written_us = _microseconds(entry.written_at)
     body = _Body(
@@ -71,7 +73,8 @@ def encode(key: Key, digest: bytes, schema: int, entry: Entry, *, epoch: int = 0
         b"" if entry.values is None else _pack(entry.values),
     )
     kind = NEGATIVE if entry.values is None else VALUE
-    return _identity.pack(entry.version, kind, written_us) + _encoder.encode(body)
+    record = _identity.pack(entry.version, kind, written_us) + _encoder.encode(body)
+    return seal.seal_record(record, digest, key.group) if seal.keyed else record
 
 
 def identity(entry: Entry) -> bytes:
@@ -86,7 +89,12 @@ def _microseconds(seconds: float) -> int:
 
 
 def decode(
-    record: bytes, key: Key, digest: bytes, schema: int, watermark: Watermark | None = None
+    record: bytes,
+    key: Key,
+    digest: bytes,
+    schema: int,
+    watermark: Watermark | None = None,
+    seal: Seal = NO_SEAL,
 ) -> Entry | MissReason:
     """The entry, or why these bytes are none. `watermark`: what the record's partition says, read before the record.
 
@@ -99,6 +107,11 @@ def decode(
         return MissReason.INVALIDATED
     if kind not in (VALUE, NEGATIVE) or written_us >= _TIMES_END_US:
         return MissReason.DECODE
+    if seal.keyed:  # before anything is made of bytes that may be somebody else's
+        opened = seal.open_record(record, digest, key.group)
+        if opened is None:
+            return MissReason.DECODE
+        record = opened
     try:
         body = _decoder.decode(memoryview(record)[IDENTITY_BYTES:])
         if body.name != _name_of(digest, key.group):
@@ -115,6 +128,11 @@ def decode(
         return MissReason.DECODE
     vouched_at = watermark.safe_time if watermark is not None and watermark.epoch == body.epoch else 0.0
     return Entry(version, (written_us - body.age_us) / _US, written_us / _US, values, body.cost_us / _US, vouched_at)
+
+
+def is_sealed(record: bytes, key: Key, digest: bytes, seal: Seal) -> bool:
+    """Whether these bytes, where they lie, come from somebody who knows the key."""
+    return len(record) <= MAX_RECORD_BYTES and seal.open_record(record, digest, key.group) is not None
 
 
 @lru_cache(65_536)

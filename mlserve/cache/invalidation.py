@@ -5,18 +5,44 @@ They are never dropped: a copy that should be gone is a wrong answer.
 
 import threading
 from collections.abc import Sequence
+from typing import Protocol
 
 from mlserve.cache.keys import Key
-from mlserve.cache.tiers.base import CacheTier
 
 _KEYS_PER_TRIP = 1_000
 """What Redis deletes well within one timeout."""
 
 
+class Forgets(Protocol):
+    """A tier, or more than one."""
+
+    def drop_many(self, keys: Sequence[Key]) -> bool:
+        """False if somebody could not be told, in which case the caller must try again."""
+        ...
+
+
+class Withdraws(Protocol):
+    """The bus, as far as it is needed here."""
+
+    def withdraw(self, keys: Sequence[Key]) -> bool: ...
+
+
+class Everywhere:
+    """L2, and by way of the bus the memory of every process."""
+
+    def __init__(self, l2: Forgets, bus: Withdraws) -> None:
+        self._l2 = l2
+        self._bus = bus
+
+    def drop_many(self, keys: Sequence[Key]) -> bool:
+        # L2 first: whoever hears of it before could take the copy from there again.
+        return self._l2.drop_many(keys) and self._bus.withdraw(keys)
+
+
 class PendingInvalidations:
     """Of one process for one tier. Thread-safe. Bounded by the number of keys that exist: each is kept once."""
 
-    def __init__(self, tier: CacheTier) -> None:
+    def __init__(self, tier: Forgets) -> None:
         self._tier = tier
         self._lock = threading.Lock()
         self._keys: dict[Key, object] = {}

@@ -13,6 +13,8 @@ import msgspec
 
 LAYOUT = 2
 """Rises when the layout of records in Redis changes; older records are then out of reach and expire."""
+PREDICTION = "prediction"
+"""The kind of keys that name all that their value was computed from; nothing ever withdraws it."""
 _PREFIX = b"ml%d" % LAYOUT
 _NAMES_KEPT = 65_536
 
@@ -34,6 +36,7 @@ class EntityNames(msgspec.Struct, frozen=True, gc=False):
     """What one entity is called in Redis. `digest`: 16 bytes of kind and id."""
 
     digest: bytes
+    partition: int
     record: bytes
     lease: bytes
     watermark: bytes
@@ -50,6 +53,7 @@ def names_of(kind: str, entity_id: str, partitions: int, replica: int = 0) -> En
     text = urlsafe_b64encode(digest).rstrip(b"=")
     return EntityNames(
         digest,
+        partition,
         record=b"%b:{%d}:v:%b" % (_PREFIX, partition, text),
         lease=b"%b:{%d}:l:%b" % (_PREFIX, partition, text),
         watermark=b"%b:{%d}:wm" % (_PREFIX, partition),

@@ -52,7 +52,8 @@ class Order(msgspec.Struct):
     """What is to be loaded, for one read.
 
     `seen`: what L2 answered for each key that it was asked for. `spare`: copies past their limit that may still serve,
-    flagged. `strict`: the source itself is wanted, so other callers' loads do not count. `traceless`: fill nothing.
+    flagged. `at_least`: copies with a smaller version do not count. `strict`: the source itself is wanted, so other
+    callers' loads do not count. `traceless`: fill nothing.
     """
 
     keys: Sequence[Key]
@@ -61,6 +62,7 @@ class Order(msgspec.Struct):
     seen: Mapping[Key, Entry | MissReason]
     spare: Mapping[Key, Entry]
     max_age_s: float | None = None
+    at_least: Mapping[Key, int] = msgspec.field(default_factory=dict)
     strict: bool = False
     traceless: bool = False
 
@@ -201,7 +203,7 @@ class CoordinatedLoading:
 
     def _is_usable(self, order: Order, key: Key, held: Entry) -> bool:
         verdict = order.policies[key.group].verdict(held, now=self._clock.now(), max_age_s=order.max_age_s)
-        return verdict.serves
+        return verdict.serves and held.version >= order.at_least.get(key, 0)
 
     def _do_without(self, order: Order, keys: Sequence[Key], loaded: Loaded) -> None:
         """The wait was in vain: the spare copy, or the source without the right to fill."""

@@ -56,10 +56,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Copies count only while somebody vouches for them (`Entry.vouched_at`), not longer than `bound_s` ago."""
     bound_s: float = 1.0
     surely_fresh_s: float = NEVER
-    """Derived: copies in L1 up to this age are fresh whatever their key's jitter; nothing else need be looked at."""
+    """Derived: copies in L1 up to this age are fresh whatever their key's jitter; if freshness need not be proven."""
 
     def __post_init__(self) -> None:
-        quick = self.use_l1 and self.fresh_for_s > 0 and not self.proven
+        quick = self.use_l1 and self.fresh_for_s > 0
         sure_s = self.fresh_for_s * (1 - JITTER_SHARE) if quick else NEVER
         msgspec.structs.force_setattr(self, "surely_fresh_s", sure_s)
 

@@ -17,7 +17,7 @@ from mlserve.cache.loading import Loader, measured
 from mlserve.cache.outcome import MissReason
 from mlserve.cache.policy import Policy
 from mlserve.cache.stats import Stats
-from mlserve.cache.tiers.base import CacheTier, SharedTier
+from mlserve.cache.tiers.base import LocalTier, SharedTier
 
 QUEUE_LENGTH = 1_000
 """Refreshes that may wait. One that is left out is a miss later, nothing worse."""
@@ -71,7 +71,7 @@ class NullRefresher:
 class Refresher:
     """One thread per process, started with the first refresh. Thread-safe."""
 
-    def __init__(self, *, l1: CacheTier, l2: SharedTier, stats: Stats, clock: Clock) -> None:
+    def __init__(self, *, l1: LocalTier, l2: SharedTier, stats: Stats, clock: Clock) -> None:
         self._l1 = l1
         self._l2 = l2
         self._stats = stats
@@ -110,7 +110,7 @@ class Refresher:
                 self._queue.task_done()
 
     def _refresh(self, key: Key, policies: Mapping[str, Policy], loader: Loader) -> None:
-        policy = policies[key.group]
+        policy, since = policies[key.group], self._l1.begin()
         if policy.use_l2:
             # Whatever lies there is what is to be renewed: it does not count as somebody else's fill.
             seen: dict[Key, Entry | MissReason] = {key: MissReason.BYPASS}
@@ -123,4 +123,4 @@ class Refresher:
         if read:
             self._stats.event("refreshed_early")
             if policy.use_l1:
-                self._l1.put_many(read, policies)
+                self._l1.put_many(read, policies, since=since)

@@ -56,6 +56,9 @@ EVENTS = (
     "refreshed_early",  # XFetch: reloaded before expiry
     "unknown_by_filter",  # the Bloom filter said that the id never existed
     "clock_ahead",  # a watermark from more than a tenth of a second in the future
+    "envelope_mismatch",  # a record or a watermark without our seal: somebody else's, or from before the key was set
+    "watermark_went_back",  # it promises less than it did before: a failover, or somebody put an old one back
+    "history_lost",  # L2 promised less than this process had heard: it has failed over to an older history
     "negative_refused",  # a negative entry was not kept, the cap being reached
 )
 

@@ -1,14 +1,14 @@
 """What a partition of L2 says about itself: every change that the source had committed by then has been applied here.
 
-    epoch|S|T|relay
+    epoch|S|T|relay             or, where watermarks are sealed (`seal.py`), epoch|S|T|relay|seal
 
 Copies of another epoch are void. S is a snapshot of Postgres, as `pg_snapshot` prints it: the invalidations of all
 database transactions that are visible in it have been applied on this very history of this node. T is the moment, in
 seconds since 1970 by the database's clock, before which every acknowledged commit is in S. The watermark lies in one
 slot with the records that it speaks of, so a failover cannot keep the one and lose the other (FRESHNESS, section 1).
 
-Whoever can write to Redis can write a watermark too: what is none of ours is no watermark, and nothing is believed of
-a snapshot that Postgres would refuse.
+Whoever can write to Redis can write a watermark too: what is none of ours is no watermark, nor is what has no seal
+where there should be one, and nothing is believed of a snapshot that Postgres would refuse.
 """
 
 import re
@@ -17,7 +17,10 @@ from functools import lru_cache
 import msgspec
 
 from mlserve.cache.keys import LAYOUT
+from mlserve.cache.seal import NO_SEAL, Seal
 
+MOST_AHEAD_S = 0.1
+"""A watermark further in the future than this (s) is not believed: somebody's clock is wrong."""
 MOST_BYTES = 262_144
 """A snapshot names each transaction that was writing; this is room for twenty thousand of them."""
 _LARGEST_XID = 2**64 - 1
@@ -48,8 +51,20 @@ class Watermark(msgspec.Struct, frozen=True):
         """Transactions from this number on had not begun to write."""
         return int(self.snapshot.split(":")[1])
 
-    def pack(self) -> bytes:
-        return f"{self.epoch}|{self.snapshot}|{self.safe_time:.6f}|{self.relay}".encode()
+    def covers(self, other: "Watermark") -> bool:
+        """Whether everything that `other` promises is promised by this one too, in the same epoch or a later one."""
+        if self.snapshot == other.snapshot:
+            return self.epoch >= other.epoch
+        (_, following, running), (_, before, then_running) = _parts_of(self.snapshot), _parts_of(other.snapshot)
+        return (
+            self.epoch >= other.epoch
+            and following >= before
+            and all(xid in then_running for xid in running if xid < before)
+        )
+
+    def pack(self, name: bytes = b"", seal: Seal = NO_SEAL) -> bytes:
+        """Its bytes under the key `name`; without a seal they are the same everywhere."""
+        return seal.seal_watermark(f"{self.epoch}|{self.snapshot}|{self.safe_time:.6f}|{self.relay}".encode(), name)
 
 
 def name_of(partition: int) -> bytes:
@@ -58,11 +73,18 @@ def name_of(partition: int) -> bytes:
 
 
 @lru_cache(_KEPT_PARSED)
-def parse(text: bytes) -> Watermark | None:
-    """The watermark, or None if these bytes are none."""
+def _parts_of(snapshot: str) -> tuple[int, int, frozenset[int]]:
+    oldest, following, running = snapshot.split(":")
+    return int(oldest), int(following), frozenset(map(int, running.split(","))) if running else frozenset()
+
+
+@lru_cache(_KEPT_PARSED)
+def parse(text: bytes, name: bytes = b"", seal: Seal = NO_SEAL) -> Watermark | None:
+    """The watermark, or None if these bytes are none. `name`: of the key that they lie under."""
     if len(text) > MOST_BYTES:
         return None
-    found = _PATTERN.fullmatch(text)
+    opened = seal.open_watermark(text, name)
+    found = _PATTERN.fullmatch(opened) if opened is not None else None
     if found is None:
         return None
     epoch, snapshot, oldest, following, running, safe_time, relay = found.groups()

@@ -5,6 +5,7 @@ copies of the parent are not the child's.
 """
 
 import os
+import platform
 import random
 import threading
 from typing import Any
@@ -20,16 +21,22 @@ from redis.exceptions import RedisClusterException
 from mlserve.cache.breaker import Breaker, State
 from mlserve.cache.budget import Budget
 from mlserve.cache.cascade import Cascade
+from mlserve.cache.chain import Chain
 from mlserve.cache.clock import SystemClock
 from mlserve.cache.filler import Filler
 from mlserve.cache.hotkeys import HotKeyCounter, HotReplicas, read_hot_keys
-from mlserve.cache.invalidation import PendingInvalidations
+from mlserve.cache.inquiry import Answer, Question, answers
+from mlserve.cache.invalidation import Everywhere, PendingInvalidations
+from mlserve.cache.keys import PREDICTION, Key, names_of
 from mlserve.cache.limiter import ConcurrencyLimiter
 from mlserve.cache.loading import CoordinatedLoading, DirectLoading
 from mlserve.cache.negatives import NegativeQuota
 from mlserve.cache.outcome import Tier
 from mlserve.cache.refresher import Refresher
+from mlserve.cache.seal import make_seal
 from mlserve.cache.singleflight import Flights
+from mlserve.cache.tiers.bus_tail import POLL_S as BUS_POLL_S
+from mlserve.cache.tiers.bus_tail import BusTail
 from mlserve.cache.tiers.cluster import make_wire
 from mlserve.cache.tiers.l1_locmem import BoundedLocMemCache, L1Tier
 from mlserve.cache.tiers.l2_redis import REPLICAS, L2Tier
@@ -52,6 +59,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.clock = SystemClock()
+        self.seal = make_seal(settings.CACHE_MAC_KEY)
         self.recorder = Recorder()
         self.hot_keys = HotKeyCounter()
         self.hot_replicas = HotReplicas(REPLICAS, place=os.getpid())
@@ -59,15 +67,28 @@ class Engine:
         self.l3_limiter = ConcurrencyLimiter(settings.L3_MAX_READS, wait_s=L3_WAIT_S)
         l1_cache = caches["l1"]
         assert isinstance(l1_cache, BoundedLocMemCache), "CACHES['l1'] must be the project's backend (mlserve.E004)"
-        self.l1 = L1Tier(l1_cache.store)
+        self.chain = Chain(
+            l1_cache.store, partitions=settings.CACHE_PARTITIONS, partition_of=_partition_of, clock=self.clock
+        )
+        self.l1 = L1Tier(l1_cache.store, self.chain)
         self.wire = make_wire("l2", new_breaker=self._new_breaker, clock=self.clock)
         self.l2 = L2Tier(
             self.wire,
             self.recorder,
             partitions=settings.CACHE_PARTITIONS,
             replica_of=self.hot_replicas.replica_of,
+            heads=lambda: self.chain.heads,
+            seal=self.seal,
         )
-        self.pending = PendingInvalidations(self.l2)
+        # With a breaker of its own: whether the stream can be read is no judgement on look-ups.
+        self.bus = BusTail(
+            chain=self.chain,
+            wire=make_wire("l2", new_breaker=self._new_breaker, clock=self.clock),
+            partitions=settings.CACHE_PARTITIONS,
+            answer=self._answer,
+            seal=self.seal,
+        )
+        self.pending = PendingInvalidations(Everywhere(self.l2, self.bus))
         self.filler = Filler(self.l2, self.recorder)
         self.negatives = NegativeQuota(self.clock, settings.CACHE_MAX_NEGATIVES)
         self.refresher = Refresher(l1=self.l1, l2=self.l2, stats=self.recorder, clock=self.clock)
@@ -101,6 +122,7 @@ class Engine:
         self._budget_s = settings.CACHE_BUDGET_MS / 1000
         self._published: dict[str, int] = {}
         self._publisher = Poller("cache-publisher", PUBLISH_INTERVAL_S, self.publish)
+        self._follower = Poller("cache-bus", BUS_POLL_S, self.bus.poll)
         # Two, because a probe of Postgres may wait for seconds.
         self._probers = (
             Poller("l2-prober", PROBE_INTERVAL_S, self._probe_l2),
@@ -122,11 +144,13 @@ class Engine:
     def start(self) -> None:
         """Start the pollers of this process; idempotent."""
         self._publisher.ensure_started()
+        self._follower.ensure_started()
         for prober in self._probers:
             prober.ensure_started()
 
     def stop(self) -> None:
         self._publisher.stop()
+        self._follower.stop()
         for prober in self._probers:
             prober.stop()
 
@@ -139,6 +163,9 @@ class Engine:
         metrics.L3_IN_USE.set(self.l3_limiter.in_use)
         for namespace, evictions in list(store.evictions_of.items()):
             self._add(metrics.CACHE_EVICTIONS.labels(Tier.L1, namespace), f"evicted {namespace}", evictions)
+        self._add(metrics.CHAIN_GAPS, "chain_gaps", self.chain.gaps)
+        for refusal, refused in list(self.chain.refused.items()):
+            self._add(metrics.CACHE_WRITES_REFUSED.labels(Tier.L1, refusal), f"refused {refusal}", refused)
         self._add(metrics.L3_REFUSED, "l3_refused", self.l3_limiter.refused)
         self._add(metrics.L2_OVERSIZED, "oversized", self.l2.oversized_removed)
         for breaker in (*self.wire.breakers.values(), self.l3_breaker):
@@ -162,6 +189,11 @@ class Engine:
         except (redis.RedisError, RedisClusterException):
             pass  # the wire's own look-ups find out whether a node is away
 
+    def _answer(self, question: Question) -> Answer:
+        now = self.clock.now()
+        held = answers(self.l1.store.peek, question.keys, vouched_of=self.chain.vouched_of)
+        return Answer(f"{platform.node()}:{os.getpid()}", now, held)
+
     def _probe_l2(self) -> None:
         self.l2.probe()
         self.pending.retry()
@@ -177,6 +209,13 @@ class Engine:
             self.l3_breaker.failure(timed_out=True)
         else:
             self.l3_breaker.success()
+
+
+def _partition_of(key: Key) -> int | None:
+    """None for predictions, which nothing ever withdraws: their keys name what they were computed from."""
+    if key.kind == PREDICTION:
+        return None
+    return names_of(key.kind, key.id, settings.CACHE_PARTITIONS).partition
 
 
 def l2_client() -> "redis.Redis":
@@ -223,8 +262,11 @@ def _forget_after_fork() -> None:
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 
+_BUILT_FROM = ("CACHES", "CACHE_BUDGET_MS", "CACHE_PARTITIONS", "CACHE_MAC_KEY", "CACHE_MAX_NEGATIVES", "L3_MAX_READS")
+
+
 def _on_setting_changed(*, setting: str, **_: Any) -> None:
-    if setting in ("CACHES", "CACHE_BUDGET_MS", "CACHE_PARTITIONS", "CACHE_MAX_NEGATIVES", "L3_MAX_READS"):
+    if setting in _BUILT_FROM:
         reset()
 
 

@@ -16,8 +16,8 @@ class Notice(msgspec.Struct, frozen=True):
     text: str
 
 
-def notices(report: Report, *, history_error: str) -> list[Notice]:
-    """The gravest first; empty if all is well."""
+def notices(report: Report, *, history_error: str, unproven: str = "") -> list[Notice]:
+    """The gravest first; empty if all is well. `unproven`: a sentence of `proven.py`."""
     found: list[Notice] = []
     if report.in_force_error:
         found.append(Notice("error", f"Postgres is not reachable: {report.in_force_error}"))
@@ -26,6 +26,8 @@ def notices(report: Report, *, history_error: str) -> list[Notice]:
     if not report.l2.reachable:
         found.append(Notice("error", f"L2 is not reachable, so misses go to Postgres: {report.l2.error}"))
     found.extend(_breakers(report))
+    if unproven:
+        found.append(Notice("warning", unproven))
     if (report.scores.degraded_share or 0) >= _DEGRADED_SHARE_TO_MENTION:
         share = units.share(report.scores.degraded_share)
         found.append(

@@ -15,6 +15,7 @@ PERMISSIONS: dict[str, tuple[str, ...]] = {
         "view_ttlpolicy",
         "change_ttlpolicy",
         "view_policyrevision",
+        "view_inspectionfinding",
         "view_transaction",
         "view_labelreport",
         "view_featuregrouprecord",

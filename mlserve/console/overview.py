@@ -12,6 +12,7 @@ from mlserve.cache.pays import LEAST_SAMPLES
 from mlserve.console import units
 from mlserve.console.attention import notices
 from mlserve.console.charts import age_chart, share_bar
+from mlserve.console.consistency import SPAN_DAYS, ConsistencyReport, notices_of, read_consistency
 from mlserve.console.report import AgeReport, NamespaceReport, Report, TierReport
 from mlserve.console.survey import Survey, take_survey
 from mlserve.console.trends import HOUR_S, trend_charts
@@ -76,7 +77,8 @@ def cache_overview(request: HttpRequest, *, site: AdminSite, now: float) -> Temp
         ],
         "toggle": Choice(label=f"every {REFRESH_S} s", query=_query(window, not refreshing), chosen=refreshing),
         "may_see_policies": request.user.has_perm("features.view_ttlpolicy"),
-        **_content(survey),
+        "may_see_findings": request.user.has_perm("features.view_inspectionfinding"),
+        **_content(survey, read_consistency(now=now)),
     }
     return TemplateResponse(request, "console/overview.html", context)
 
@@ -100,11 +102,16 @@ def summary_line(now: float) -> str:
     )
 
 
-def _content(survey: Survey) -> dict[str, object]:
+def _content(survey: Survey, consistency: ConsistencyReport) -> dict[str, object]:
     report = survey.report
     return {
         "report": report,
-        "notices": notices(report, history_error=survey.history_error),
+        "notices": [
+            *notices_of(consistency),
+            *notices(report, history_error=survey.history_error, unproven=survey.unproven),
+        ],
+        "consistency": consistency,
+        "consistency_days": SPAN_DAYS,
         "charts": trend_charts(survey.series, until=report.at),
         "snapshots": len(survey.series),
         "hot_keys": survey.hot_keys,

@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from mlserve.cache.hotkeys import HotKey, read_hot_keys
 from mlserve.console.figures import Figures, broker_client, collect_figures, read_series
 from mlserve.console.inforce import read_in_force
+from mlserve.console.proven import unproven
 from mlserve.console.report import Report, report_on
 from mlserve.console.trends import HOUR_S, STEP_S
 from mlserve.console.window import look_back, since_start
@@ -17,12 +18,16 @@ HOT_KEYS_SHOWN = 20
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
-    """`series` are the snapshots of the last hour, oldest first; `history_error` says why there are none."""
+    """`series` are the snapshots of the last hour, oldest first; `history_error` says why there are none.
+
+    `unproven` says of which groups freshness should be proven and cannot be, and why; empty if of none.
+    """
 
     report: Report
     hot_keys: tuple[HotKey, ...]
     series: Sequence[Figures]
     history_error: str
+    unproven: str = ""
 
 
 def take_survey(*, now: float, look_back_s: float | None) -> Survey:
@@ -30,11 +35,13 @@ def take_survey(*, now: float, look_back_s: float | None) -> Survey:
     figures = collect_figures(now)
     series, history_error = _history(now)
     window = since_start(figures) if look_back_s is None else look_back(series, figures, seconds=look_back_s)
+    in_force = read_in_force()
     return Survey(
-        report=report_on(window, figures, read_in_force()),
+        report=report_on(window, figures, in_force),
         hot_keys=_hot_keys(now) if figures.l2.reachable else (),
         series=series,
         history_error=history_error,
+        unproven=unproven(in_force.proven, now=now) if figures.l2.reachable else "",
     )
 
 

@@ -17,6 +17,8 @@ AGE_BUCKETS_S = (
 )  # fmt: skip
 """Fine between 10 minutes and hours, where batch features live; the default limits of all policies are among them."""
 
+STALENESS_BUCKETS_S = (0, 1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600)
+
 CACHE_HITS = Counter("mlserve_cache_hits_total", "Keys answered by a tier.", ["tier", "namespace"])
 CACHE_MISSES = Counter("mlserve_cache_misses_total", "Keys not answered by a tier.", ["tier", "namespace", "reason"])
 CACHE_LATENCY = Histogram(
@@ -35,6 +37,9 @@ L2_OVERSIZED = Counter("mlserve_l2_oversized_removed_total", "Values under our n
 CACHE_WRITES_REFUSED = Counter("mlserve_cache_fill_refused_total", "Copies that were not stored.", ["tier", "reason"])
 CACHE_EVICTIONS = Counter(
     "mlserve_cache_evictions_total", "Entries pushed out of L1 by newer ones.", ["tier", "namespace"]
+)
+CHAIN_GAPS = Counter(
+    "mlserve_cache_chain_gaps_total", "Times that a process emptied a partition of L1, not having heard every batch."
 )
 L1_ENTRIES = Gauge("mlserve_l1_entries", "Entries in L1.", multiprocess_mode="livesum")
 L1_BYTES = Gauge("mlserve_l1_bytes", "Estimated size of L1.", multiprocess_mode="livesum")
@@ -99,6 +104,31 @@ RELAY_CHAIN_RACES = Counter(
 )
 CACHE_EPOCH = Gauge(
     "mlserve_cache_epoch", "Copies of another one are void.", ["partition"], multiprocess_mode="livemostrecent"
+)
+
+CONSISTENCY_CHECKED = Counter(
+    "mlserve_consistency_checked_total",
+    "Places where the inspector looked whether a copy has a write.",
+    ["tier", "horizon"],
+)
+INCONSISTENT = Counter(
+    "mlserve_inconsistent_total",
+    "Copies that would have been served and were not what Postgres says.",
+    ["tier", "horizon", "cause"],
+)
+STALENESS = Histogram(
+    "mlserve_staleness_seconds",
+    "Since when the newest write was missing from a copy that the inspector found; 0: it was not.",
+    ["namespace"],
+    buckets=STALENESS_BUCKETS_S,
+)
+INSPECTION_SKIPPED = Counter(
+    "mlserve_inspection_skipped_total", "Times that the inspector passed lines of the journal over.", ["reason"]
+)
+INSPECTION_LAG = Gauge(
+    "mlserve_inspection_lag_seconds",
+    "For how long the oldest write that was not looked at has been due.",
+    multiprocess_mode="livemostrecent",
 )
 
 HTTP_REQUESTS = Counter("mlserve_http_requests_total", "Requests by route and status.", ["route", "method", "status"])

@@ -93,7 +93,9 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 CACHE_BUDGET_MS = env.CACHE_BUDGET_MS
 CACHE_PARTITIONS = env.CACHE_PARTITIONS
+CACHE_MAC_KEY = "" if env.CACHE_MAC_KEY == env.MAC_OFF else env.CACHE_MAC_KEY
 FRESHNESS_BOUND_S = env.FRESHNESS_BOUND_MS / 1000
+INSPECTION_SWITCHES_OFF = env.INSPECTION_SWITCHES_OFF
 CACHE_MAX_NEGATIVES = env.CACHE_MAX_NEGATIVES
 L3_MAX_READS = env.L3_MAX_READS
 REDIS_BROKER_URL = env.REDIS_BROKER_URL or f"redis://{_NO_SERVER}/0"
@@ -130,6 +132,7 @@ CELERY_TASK_DEFAULT_QUEUE = "refresh"
 CELERY_TASK_QUEUES = (Queue("refresh"), Queue("build"))
 CELERY_TASK_ROUTES = {
     "features.flush_write_behind": {"queue": "refresh"},
+    "features.inspect_cache": {"queue": "refresh"},
     "features.*": {"queue": "build"},
     "warmup.*": {"queue": "refresh"},
 }
@@ -147,6 +150,7 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "record-cache-figures": _every(10, "warmup.record_cache_figures"),
     "flush-write-behind": _every(5, "features.flush_write_behind"),
     "keep-journal": _every(600, "features.keep_journal"),
+    "inspect-cache": _every(15, "features.inspect_cache"),
     "warm-most-active": _every(300, "warmup.warm_most_active"),
     "build-bloom-filters": _every(300, "features.build_bloom_filters"),
     "rebuild-merchant-risk": _every(1800, "features.rebuild_merchant_risk"),

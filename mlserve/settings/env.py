@@ -26,6 +26,14 @@ def _redis_url(url: str) -> None:
             raise ValidationError(str(error)) from None  # the cause would show the URL and its password
 
 
+MAC_OFF = "off"
+
+
+def _mac_key(key: str) -> None:
+    if key not in ("", MAC_OFF) and (len(key) < 32 or len(set(key)) < 5):
+        raise ValidationError(f"needs at least 32 characters, 5 of them different; or the word {MAC_OFF}")
+
+
 SECRET_KEY: str = _env.str("MLSERVE_SECRET_KEY", "")
 """Signs sessions; at least 50 characters in production."""
 ALLOWED_HOSTS: list[str] = _env.list("MLSERVE_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
@@ -57,8 +65,13 @@ for Celery workers, which close a pool after every task."""
 CACHE_BUDGET_MS: int = _env.int("MLSERVE_CACHE_BUDGET_MS", 50, validate=validate.Range(min=1, max=10_000))
 """The longest that one request waits for L2, whatever happens to it."""
 _partitions: int | None = _env.int("MLSERVE_CACHE_PARTITIONS", None, validate=validate.Range(min=1, max=1024))
+CACHE_MAC_KEY: str = _env.str("MLSERVE_CACHE_MAC_KEY", "", validate=_mac_key)
+"""Seals records and watermarks in L2, so that nobody else can make some up. The same in all processes; another one
+empties L2. The word `off`: they are not sealed."""
 FRESHNESS_BOUND_MS: int = _env.int("MLSERVE_FRESHNESS_BOUND_MS", 1_000, validate=validate.Range(min=50, max=600_000))
 """Where freshness is proven: an unflagged value has every write that was acknowledged so long before it was read."""
+INSPECTION_SWITCHES_OFF: bool = _env.bool("MLSERVE_INSPECTION_SWITCHES_OFF", True)
+"""Whether a group of which the inspector finds a wrong copy is read from Postgres alone until an operator decides."""
 CACHE_MAX_NEGATIVES: int = _env.int("MLSERVE_CACHE_MAX_NEGATIVES", 10_000, validate=validate.Range(min=0))
 """How many "the source knows nothing" one process may keep in the cache at a time."""
 L3_MAX_READS: int = _env.int("MLSERVE_L3_MAX_READS", 8, validate=validate.Range(min=1, max=1000))

@@ -12,6 +12,7 @@ _missing = [
         ("DATABASE_URL", env.DATABASE_URL),
         ("REDIS_CACHE_URL", env.REDIS_CACHE_URL),
         ("REDIS_BROKER_URL", env.REDIS_BROKER_URL),
+        (f"MLSERVE_CACHE_MAC_KEY (or the word {env.MAC_OFF})", env.CACHE_MAC_KEY),
     )
     if not value
 ]

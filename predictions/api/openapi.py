@@ -4,7 +4,15 @@ from typing import Any, Final
 
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema
 
-from mlserve.api.openapi import KEYED, answer, problems, request_body, schema_of
+from mlserve.api.openapi import (
+    KEYED,
+    VERSION_ANSWERED,
+    VERSION_SENT,
+    answer,
+    problems,
+    request_body,
+    schema_of,
+)
 from mlserve.errors import ErrorCode
 from predictions.api.lists import BatchRequest, BatchResponse, LabelsRequest, LabelsResponse
 from predictions.api.model_list import ModelList
@@ -131,7 +139,7 @@ describe_score = extend_schema(
     operation_id="score",
     summary="Score a transaction",
     tags=["scores"],
-    parameters=_OPTIONS,
+    parameters=[*_OPTIONS, VERSION_SENT, VERSION_ANSWERED],
     request=request_body(ScoreRequest),
     examples=[
         OpenApiExample("A payment", value=_REQUEST, request_only=True),
@@ -156,7 +164,7 @@ describe_score_batch = extend_schema(
     operation_id="score_batch",
     summary="Score up to 100 transactions",
     tags=["scores"],
-    parameters=_OPTIONS,
+    parameters=[*_OPTIONS, VERSION_SENT],
     request=request_body(BatchRequest),
     examples=[
         OpenApiExample(

@@ -9,6 +9,7 @@ from django.http import HttpResponse
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 
+from mlserve.api import data_version
 from mlserve.api.authentication import client_of
 from mlserve.api.bodies import read_json_body
 from mlserve.api.keyed_view import KeyedView
@@ -56,6 +57,7 @@ class ScoresView(_ScoringView):
 
         The same body again gets the same answer, with `Idempotent-Replayed: true`; another body under the same id is
         a conflict. Unknown customers and merchants are scored with defaults, and the answer says so.
+        `X-Data-Version` of earlier answers, sent back: no value that is older than what those knew.
         """
         body = read_json_body(request)
         now = datetime.now(UTC)
@@ -64,8 +66,12 @@ class ScoresView(_ScoringView):
             options=decode_score_options(request.META["QUERY_STRING"]),
             client=_client_id(request),
             now=now.timestamp(),
+            at_least=data_version.versions_sent(request),
         )
-        headers = {"Server-Timing": _server_timing(scored.server_timing)}
+        headers = {
+            "Server-Timing": _server_timing(scored.server_timing),
+            data_version.HEADER: data_version.token_of(scored.versions),
+        }
         if scored.replayed:
             headers["Idempotent-Replayed"] = "true"
         return HttpResponse(scored.body, content_type=_JSON, headers=headers)
@@ -88,6 +94,7 @@ class ScoreBatchView(_ScoringView):
             options=decode_score_options(request.META["QUERY_STRING"]),
             client=_client_id(request),
             now=now.timestamp(),
+            at_least=data_version.versions_sent(request),
         )
         results = [
             BatchResult(status=int(STATUS_OF[item.code]), problem=problem_of_item(request, item))

@@ -19,7 +19,7 @@ from mlserve.settings import env
 
 FIELDS = {
     *("name", "ours", "other", "unit", "compare", "ratio", "target", "holds", "verdict", "rounds", "ours_is"),
-    "other_is",
+    *("other_is", "figures"),
 }
 _TINY_S = "0.02"
 

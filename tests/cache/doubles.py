@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mlserve.cache.bloom import Membership
+from mlserve.cache.chain import NEVER_BEGUN
 from mlserve.cache.codec import identity
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
@@ -60,6 +61,11 @@ class MemoryTier(LocalTier, SharedTier):
     def get(self, key: Key, /) -> Entry | None:
         return None if self.outage else self.held.get(key)
 
+    peek = get
+
+    def why_missing(self, key: Key, /) -> MissReason:
+        return self.outage or MissReason.COLD
+
     def get_many(self, keys: Sequence[Key], policies: Mapping[str, Policy], *, timeout_s: float | None = None) -> Found:
         self.calls.append("get")
         return self._found(keys)
@@ -68,7 +74,14 @@ class MemoryTier(LocalTier, SharedTier):
         self.calls.append("peek")
         return self._found(keys)
 
-    def put_many(self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy]) -> bool:
+    vouched_at = 0.0
+
+    def begin(self) -> int:
+        return NEVER_BEGUN
+
+    def put_many(
+        self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], *, since: int = NEVER_BEGUN
+    ) -> bool:
         self.calls.append("put")
         if self.outage:
             return False

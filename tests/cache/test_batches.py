@@ -213,7 +213,9 @@ def test_a_part_that_another_relay_comes_between_is_refused(
 
 def test_an_entity_is_never_torn_between_two_parts() -> None:
     """Its groups go together, however they add up."""
-    change = EntityChange(b"r", b"l", False, tuple((b"%d" % number, bytes(8)) for number in range(MOST_KEYS - 1)))
+    change = EntityChange(
+        ("merchant", "m1"), b"r", b"l", False, tuple((b"%d" % number, bytes(8)) for number in range(MOST_KEYS - 1))
+    )
     assert [len(chunk) for chunk in batches_module._chunks([change, change, change])] == [1, 1, 1]
 
 

@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-from mlserve.cache.invalidation import PendingInvalidations
+from mlserve.cache.invalidation import Everywhere, PendingInvalidations
 from mlserve.cache.keys import Key
 from mlserve.cache.outcome import MissReason, Tier
 from tests.cache.doubles import MemoryTier, entry, policy
@@ -68,3 +68,32 @@ def test_many_are_delivered_in_parts() -> None:
     pending.retry()
     assert tier.calls == ["drop"] * 3
     assert len(pending) == 0
+
+
+class _Teller:
+    """L2 or the bus: notes its turn; says no as often as it is told to."""
+
+    def __init__(self, name: str, turns: list[str]) -> None:
+        self.name, self.turns, self.refusals = name, turns, 0
+
+    def drop_many(self, keys: Sequence[Key]) -> bool:
+        self.turns.append(self.name)
+        self.refusals -= 1
+        return self.refusals < 0
+
+    withdraw = drop_many
+
+
+def test_everywhere_is_l2_and_then_the_memory_of_every_process() -> None:
+    """The other way round a process could take the copy from L2 again. What one was not told, both are told again."""
+    turns: list[str] = []
+    l2, bus = _Teller("l2", turns), _Teller("bus", turns)
+    pending = PendingInvalidations(Everywhere(l2, bus))
+    assert pending.drop(KEYS[:1]) and turns == ["l2", "bus"]
+    bus.refusals = 1
+    assert not pending.drop(KEYS[:1]) and len(pending) == 1
+    l2.refusals = 1
+    pending.retry()
+    assert turns[4:] == ["l2"] and len(pending) == 1
+    pending.retry()
+    assert turns[5:] == ["l2", "bus"] and len(pending) == 0

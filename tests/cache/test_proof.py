@@ -8,6 +8,7 @@ import redis
 from mlserve.cache.breaker import Breaker
 from mlserve.cache.budget import Budget
 from mlserve.cache.cascade import Cascade, Reading
+from mlserve.cache.chain import Chain
 from mlserve.cache.entry import Entry
 from mlserve.cache.filler import Filler
 from mlserve.cache.keys import Key, names_of
@@ -15,6 +16,8 @@ from mlserve.cache.loading import CoordinatedLoading
 from mlserve.cache.negatives import NegativeQuota
 from mlserve.cache.outcome import Degradation, MissReason, Tier
 from mlserve.cache.policy import Verdict
+from mlserve.cache.tiers.batches import Batches, Change, Step, by_partition
+from mlserve.cache.tiers.bus_tail import BusTail
 from mlserve.cache.tiers.l1_locmem import BoundedStore, L1Tier
 from mlserve.cache.tiers.l2_redis import L2Tier
 from mlserve.cache.tiers.request import RequestTier
@@ -47,8 +50,14 @@ class ProvenWorld:
         self.clock, self.stats, self.client = ManualClock(), KeptStats(), client
         self.source = VouchingSource(self.clock)
         self.breaker = Breaker("l2", self.clock, random_source=random.Random(0))
-        self.l1 = L1Tier(BoundedStore(100, 1_000_000))
-        self.l2 = L2Tier(SingleNodeWire(lambda: client, self.breaker), self.stats, clock=self.clock)
+        store = BoundedStore(100, 1_000_000)
+        self.chain = Chain(store, partitions=1, partition_of=lambda key: 0, clock=self.clock)
+        self.l1 = L1Tier(store, self.chain)
+        wire = SingleNodeWire(lambda: client, self.breaker)
+        self.l2 = L2Tier(wire, self.stats, clock=self.clock, heads=lambda: self.chain.heads)
+        self.batches, self.tail = Batches(wire), BusTail(chain=self.chain, wire=wire, partitions=1)
+        self.told: Watermark | None = None
+        self.snapshot = 100
         self.filler = Filler(self.l2, self.stats)
         loading = CoordinatedLoading(
             l2=self.l2,
@@ -63,6 +72,15 @@ class ProvenWorld:
     def vouch(self, *, epoch: int = 1, ago_s: float = 0.0) -> None:
         watermark = Watermark(epoch, "100:100:", self.clock.now() - ago_s, "relay-1")
         self.client.set(name_of(0), watermark.pack())
+
+    def relay(self, *changes: Change) -> None:
+        """What a relay does with one tick, and the process hears of it."""
+        self.snapshot += 1
+        following = Watermark(1, f"{self.snapshot}:{self.snapshot}:", self.clock.now(), "relay-1")
+        held = self.told.pack() if self.told else b""
+        self.batches.apply({0: Step(held, self.told, following, by_partition(changes, 1).get(0, []))}, batch="b")
+        self.told = following
+        self.tail.poll()
 
     def read(self, key: Key = KEY) -> Reading:
         reading = self.cascade.read_many(
@@ -247,3 +265,106 @@ def test_names_of_a_partition_share_their_hash_tag() -> None:
     tags = {name[name.index(b"{") : name.index(b"}") + 1] for name in (names.record, names.lease, names.watermark)}
     assert len(tags) == 1
     assert names.watermark == name_of(int(tags.pop()[1:-1]))
+
+
+def test_a_copy_in_l1_lives_for_as_long_as_nothing_is_heard_of_it(world: ProvenWorld) -> None:
+    """A process that follows the batches need not ask L2 again."""
+    world.relay()
+    world.source.write(KEY)
+    assert world.tier() is Tier.L3
+    for _ in range(20):
+        world.clock.advance(0.4)
+        world.relay(Change("customer", "c2", "group", 99))
+        assert world.tier() is Tier.L1
+    version = world.source.write(KEY).version
+    world.relay(Change("customer", "c1", "group", version))
+    reading = world.read()
+    assert (reading.outcomes[KEY].tier, reading.outcomes[KEY].version) == (Tier.L3, version)
+    assert world.tier() is Tier.L1
+
+
+def test_in_silence_l1_serves_no_longer_than_the_bound(world: ProvenWorld) -> None:
+    """By the quick look as by the slow one: what was heard last vouches no longer than that."""
+    world.relay()
+    world.source.write(KEY)
+    world.read()
+    world.clock.advance(5)
+    world.relay()
+    assert world.tier() is Tier.L1
+    world.clock.advance(BOUND_S + 0.01)
+    assert world.tier() is Tier.L3
+    assert world.stats.misses[Tier.L1, "group", MissReason.UNPROVEN] == 1
+
+
+def test_a_copy_that_came_unvouched_is_not_believed_by_the_quick_look(world: ProvenWorld) -> None:
+    """It was read while the group went by its TTL."""
+    world.relay()
+    newest = world.source.write(KEY)
+    now = world.clock.now()
+    world.l1.put_many({KEY: Entry(0, now, now, (1.0,))}, PROVEN, since=world.l1.begin())
+    assert world.read().outcomes[KEY].version == newest.version
+
+
+def test_what_is_vouched_for_is_asked_before_the_copy(world: ProvenWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a batch between the two would vouch for the copy that it has just taken away."""
+    world.relay()
+    world.source.write(KEY)
+    world.read()
+    world.clock.advance(BOUND_S + 0.01)
+    look = world.l1.store.get
+
+    def look_and_then_hear(key: Key) -> object:
+        found = look(key)
+        version = world.source.write(KEY).version
+        world.relay(Change("customer", "c1", "group", version))
+        return found
+
+    monkeypatch.setattr(world.l1.store, "get", look_and_then_hear)
+    monkeypatch.setattr(world.l1, "get", look_and_then_hear)
+    monkeypatch.setattr(world.cascade, "_l1_get", look_and_then_hear)
+    assert world.tier() is Tier.L3
+
+
+def test_a_load_that_was_overtaken_by_a_batch_does_not_stay_in_l1(world: ProvenWorld) -> None:
+    """The caller gets what it read; the next one reads again."""
+    world.relay()
+    world.source.write(KEY)
+    load = world.source.load
+
+    def slow_load(keys):
+        loaded = load(keys)
+        version = world.source.write(KEY).version
+        world.relay(Change("customer", "c1", "group", version))
+        return loaded
+
+    world.source.load = slow_load  # type: ignore[method-assign]
+    world.read()
+    world.source.load = load  # type: ignore[method-assign]
+    assert world.l1.store.peek(KEY) is None
+    assert world.tier() is Tier.L3
+
+
+def test_l2_does_not_count_where_it_has_lost_what_was_heard_of_it(world: ProvenWorld) -> None:
+    """A replica was promoted that never got the last batch: its watermark is recent, and its copy was withdrawn."""
+    world.relay()
+    old = world.source.write(KEY)
+    world.read()
+    record = world.client.dump(names_of("customer", "c1", 1).record)
+    before = world.told
+    version = world.source.write(KEY).version
+    world.relay(Change("customer", "c1", "group", version))
+    assert before is not None and record is not None
+    world.client.set(name_of(0), before.pack())
+    world.client.restore(names_of("customer", "c1", 1).record, 60_000, record, replace=True)
+    world.forget_l1()
+    assert world.read().outcomes[KEY].version == version > old.version
+    assert world.stats.events["history_lost"] == 1
+
+
+def test_a_fill_from_l2_is_kept_where_its_watermark_covers_what_was_heard(world: ProvenWorld) -> None:
+    world.relay()
+    world.source.write(KEY)
+    world.read()
+    world.forget_l1()
+    assert world.tier() is Tier.L2
+    assert world.tier() is Tier.L1

@@ -83,3 +83,25 @@ def test_it_lies_with_the_records_it_speaks_of() -> None:
     tag = names.record[: names.record.index(b"}") + 1]
     partition = int(tag[tag.index(b"{") + 1 : -1])
     assert name_of(partition) == tag + b":wm"
+
+
+@pytest.mark.parametrize(
+    ("later", "earlier", "covered"),
+    [
+        ("10:10:", "10:10:", True),
+        ("12:12:", "10:10:", True),
+        ("9:9:", "10:10:", False),
+        ("8:12:8", "10:10:", False),  # taken before 8 was committed, which the other one sees
+        ("8:12:8", "8:10:8,9", True),
+        ("8:12:8,11", "8:10:8", True),
+        ("8:10:8", "8:10:8,9", True),
+        ("8:10:8,9", "8:10:8", False),
+    ],
+)
+def test_a_watermark_covers_another_if_it_sees_every_transaction_that_the_other_sees(
+    later: str, earlier: str, covered: bool
+) -> None:
+    """Moments do not tell: a snapshot may be taken long after the moment that it is promised for."""
+    assert Watermark(1, later, 0.0, "a").covers(Watermark(1, earlier, 5.0, "b")) is covered
+    assert Watermark(2, later, 0.0, "a").covers(Watermark(1, earlier, 5.0, "b")) is covered
+    assert not Watermark(1, later, 9.0, "a").covers(Watermark(2, earlier, 5.0, "b"))

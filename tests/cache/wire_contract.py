@@ -148,6 +148,7 @@ class WireContract:
         assert scene.wire.ask([command(b"GET", KEY)]) == [MissReason.BREAKER]
         assert scene.wire.ask([command(b"DEL", KEY)], shed=False) == [MissReason.TIMEOUT]
 
+    @pytest.mark.quiet
     def test_a_frozen_node_costs_one_timeout(self, scene: Scene) -> None:
         """The first call waits once for all its commands, the next ones do not wait."""
         scene.wire.ask([command(b"SET", KEY, b"1")])
@@ -159,6 +160,7 @@ class WireContract:
         assert replies == [MissReason.BREAKER]
         assert took_s < 0.1
 
+    @pytest.mark.quiet
     def test_the_caller_can_give_it_less_time(self, scene: Scene) -> None:
         """`timeout_s` is for all commands together."""
         scene.wire.ask([command(b"SET", KEY, b"1")])

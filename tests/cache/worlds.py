@@ -81,6 +81,7 @@ class World:
         self,
         *keys: Key,
         max_age_s: float | None = None,
+        at_least: Mapping[Key, int] | None = None,
         leave_no_trace: bool = False,
         loader: Loader | None = None,
         request: RequestTier | None = None,
@@ -94,6 +95,7 @@ class World:
             request=request or RequestTier(),
             budget=Budget(self.clock, self.budget_s),
             max_age_s=max_age_s,
+            at_least=at_least,
             leave_no_trace=leave_no_trace,
             membership=membership,
         )

@@ -20,6 +20,7 @@ _FOR_OPERATORS = (
     "/admin/features/ttlpolicy/",
     "/admin/features/ttlpolicy/merchant_risk/change/",
     "/admin/features/policyrevision/",
+    "/admin/features/inspectionfinding/",
     "/admin/features/transaction/",
     "/admin/features/transaction/T1/change/",
     "/admin/features/labelreport/",

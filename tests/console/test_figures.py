@@ -82,6 +82,7 @@ def test_figures_hold_the_files_and_the_cache_server(files: MetricFiles) -> None
 
 
 @pytest.mark.usefixtures("metrics_dir")
+@pytest.mark.quiet
 def test_a_cache_that_is_away_is_said_to_be(valkey_cache: ServerHandle) -> None:
     """Killed or frozen, within a fraction of a second; no exception."""
     valkey_cache.kill()
@@ -94,6 +95,7 @@ def test_a_cache_that_is_away_is_said_to_be(valkey_cache: ServerHandle) -> None:
     assert time.monotonic() - began < 1.0
 
 
+@pytest.mark.quiet
 def test_a_broker_that_is_frozen_costs_half_a_second(valkey_broker: ServerHandle) -> None:
     """The task that records hears of it by an exception of redis-py."""
     valkey_broker.freeze()

@@ -1,15 +1,20 @@
 """The page `/admin/cache/`."""
 
 import time
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.test import Client
 from redis import Redis
 
+from features.models import TtlPolicy
 from mlserve.cache.hotkeys import HotKeyCounter
 from mlserve.console.figures import collect_figures, record_figures
 from tests.console.metric_files import MetricFiles, predictions
+from tests.console.watermarks import put_watermark
 from tests.fixtures.servers import ServerHandle
 
 pytestmark = pytest.mark.django_db
@@ -47,6 +52,7 @@ def test_without_traffic_the_page_says_what_to_do(as_operator: Client) -> None:
     assert "<path" not in html.partition('id="content-main"')[2].partition("</main>")[0]
 
 
+@pytest.mark.quiet
 def test_figures_are_of_the_chosen_span(as_operator: Client, files: MetricFiles, series: Redis) -> None:
     """Differences to the snapshot at its beginning; `all` counts everything."""
     now = time.time()
@@ -137,6 +143,34 @@ def test_nonsense_means_the_defaults(query: str, as_operator: Client) -> None:
     html = _text(as_operator, query)
     assert "nonsense" not in html
     assert 'http-equiv="refresh"' not in html
+
+
+@pytest.mark.usefixtures("metrics_dir", "series")
+def test_a_proven_group_without_a_relay_is_warned_of(as_operator: Client, redis_client: Redis) -> None:
+    """On the page and in `cachestat`, by name; not where the watermark is young, nor where nothing has to be proven."""
+    assert "cannot be proven" not in _text(as_operator)
+    TtlPolicy.objects.filter(name__in=["merchant_risk", "prediction"]).update(freshness="proven")
+    html = _text(as_operator)
+    assert '<li class="warning">Freshness of merchant_risk cannot be proven' in html
+    assert "1 of 1 watermarks are missing" in html and "manage.py relay" in html
+    put_watermark(redis_client, age_s=0.0)
+    assert "cannot be proven" not in _text(as_operator)
+    put_watermark(redis_client, age_s=90.0)
+    assert "no relay has moved the watermark for 90." in _text(as_operator)
+    out = StringIO()
+    call_command("cachestat", "--json", stdout=out)
+    assert "Freshness of merchant_risk cannot be proven" in out.getvalue()
+
+
+@pytest.mark.usefixtures("metrics_dir", "series")
+def test_the_bound_is_the_one_in_force(as_operator: Client, redis_client: Redis, settings: Any) -> None:
+    """A watermark that is too old for one bound is young enough for another."""
+    TtlPolicy.objects.filter(name="merchant_risk").update(freshness="proven")
+    put_watermark(redis_client, age_s=30.0)
+    settings.FRESHNESS_BOUND_S = 60.0
+    assert "cannot be proven" not in _text(as_operator)
+    settings.FRESHNESS_BOUND_S = 20.0
+    assert "cannot be proven" in _text(as_operator)
 
 
 @pytest.mark.usefixtures("series", "redis_client")

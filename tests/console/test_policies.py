@@ -1,12 +1,16 @@
 """TTL policies, edited by operators."""
 
+import time
 from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.test import Client
+from redis import Redis
 
 from features.models import PolicyRevision, TtlPolicy
+from tests.console.watermarks import put_watermark
+from tests.fixtures.servers import ServerHandle
 
 pytestmark = pytest.mark.django_db
 
@@ -88,6 +92,39 @@ def test_a_streaming_group_in_l1_is_warned_of(as_operator: Client) -> None:
     """It is allowed, and the reason against it is told; a batch group is not warned of."""
     assert "other processes do not hear" in _edit(as_operator, "customer_activity").content.decode()
     assert "other processes do not hear" not in _edit(as_operator, "merchant_risk").content.decode()
+
+
+def test_proof_without_a_relay_is_warned_of(as_operator: Client, redis_client: Redis) -> None:
+    """On the list and on the page of the policy that asks for it; not on others, and not while a relay works."""
+    pages = [f"/admin/features/ttlpolicy/{name}" for name in ("", "merchant_risk/change/", "merchant_profile/change/")]
+
+    def warned() -> list[bool]:
+        return ["Freshness of merchant_risk cannot be proven" in as_operator.get(page).text for page in pages]
+
+    assert warned() == [False, False, False]
+    for grace_s in ("10", "20"):
+        html = _edit(as_operator, "merchant_risk", freshness="proven", grace_s=grace_s).text
+        assert html.count("Freshness of merchant_risk cannot be proven") == 1
+    assert warned() == [True, True, False]
+    put_watermark(redis_client, age_s=0.0)
+    assert warned() == [False, False, False]
+    put_watermark(redis_client, age_s=30.0)
+    assert warned() == [True, True, False]
+
+
+def test_a_cache_that_is_away_is_named_as_the_reason(as_operator: Client, valkey_cache: ServerHandle) -> None:
+    """The page comes, and within a second."""
+    TtlPolicy.objects.filter(name="merchant_risk").update(freshness="proven")
+    valkey_cache.freeze()
+    began = time.monotonic()
+    html = as_operator.get("/admin/features/ttlpolicy/").text
+    assert time.monotonic() - began < 3.0
+    assert "cannot be proven" in html and "L2 does not answer" in html
+
+
+def test_a_policy_that_is_not_there_is_no_error(as_operator: Client) -> None:
+    """Django sends the browser to the first page."""
+    assert as_operator.get("/admin/features/ttlpolicy/other/change/").status_code == 302
 
 
 def test_the_name_of_a_policy_cannot_be_changed(as_operator: Client) -> None:

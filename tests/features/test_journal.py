@@ -37,7 +37,7 @@ def _fetch(sql: str, *parameters: Any) -> list[Any]:
 
 
 def _lines() -> list[tuple[str, str, int]]:
-    return _fetch('SELECT "group", entity_id, version FROM features_journal ORDER BY version')
+    return _fetch('SELECT "group", entity_id, version FROM features_journal_row ORDER BY version')
 
 
 def _copy() -> None:
@@ -220,7 +220,7 @@ def test_two_sessions_journal_side_by_side() -> None:
         first.commit()
         blocked.join()
         second.commit()
-    lines = _fetch("SELECT xid::text::bigint, version FROM features_journal ORDER BY version")
+    lines = _fetch("SELECT xid::text::bigint, version FROM features_journal_row ORDER BY version")
     assert len({xid for xid, _ in lines}) == len(lines) == 2
     assert FeatureRow.objects.get().version == lines[-1][1]
 

@@ -43,8 +43,8 @@ def _line(at: datetime, entity_id: str = "m1") -> int:
     """The number of the transaction that wrote it."""
     return int(
         _one(
-            """INSERT INTO features_journal (version, at, "group", entity_id)
-            VALUES (1, %s, 'merchant_risk', %s) RETURNING xid::text""",
+            """INSERT INTO features_journal (versions, at, "group", entity_ids)
+            VALUES ('{1}', %s, 'merchant_risk', ARRAY[%s]) RETURNING xid::text""",
             at,
             entity_id,
         )
@@ -126,7 +126,7 @@ def test_old_lines_of_the_default_partition_are_deleted() -> None:
     _line(NOW, "young")
     _remember(f"{needed}:{needed + 1}:{needed}")
     assert keep_up(now=NOW).default_lines_deleted == 1
-    assert _one("SELECT string_agg(entity_id, ' ' ORDER BY xid) FROM features_journal") == "needed young"
+    assert _one("SELECT string_agg(entity_id, ' ' ORDER BY xid) FROM features_journal_row") == "needed young"
     assert _one("SELECT trimmed::text::bigint FROM features_cachepartition WHERE partition = 900") == gone
 
 
@@ -147,7 +147,7 @@ def test_a_line_that_is_committed_at_the_last_moment_is_not_lost(monkeypatch: py
     early = _old_partition()
     with psycopg.connect(conninfo()) as other:
         late = other.execute(
-            """INSERT INTO features_journal (version, at, "group", entity_id) VALUES (1, %s, 'g', 'e')
+            """INSERT INTO features_journal (versions, at, "group", entity_ids) VALUES ('{1}', %s, 'g', '{e}')
             RETURNING xid::text""",
             (NOW - timedelta(hours=48),),
         ).fetchall()[0][0]
@@ -170,4 +170,4 @@ def _in_a_session_of_its_own() -> list[str]:
         connection.close()
 
 
-_WRITE = """INSERT INTO features_journal (version, "group", entity_id) VALUES (1, 'merchant_risk', 'm2')"""
+_WRITE = """INSERT INTO features_journal (versions, "group", entity_ids) VALUES ('{1}', 'merchant_risk', '{m2}')"""

@@ -19,7 +19,7 @@ from features.models import FeatureRow, FlushedBatch
 from features.policies import policies_in_force
 from features.source import read_source
 from features.write_behind import FIELD, STREAM, Batch, Buffer, Delta
-from features.writes import write_through
+from features.writes import write_leases, write_through
 from mlserve.cache import wiring
 from mlserve.cache.bloom_redis import STREAM as ANNOUNCED
 from mlserve.cache.clock import SystemClock
@@ -270,7 +270,7 @@ def test_a_flush_adds_to_the_rows(broker: redis.Redis, merchants: None) -> None:
 def test_a_flush_drops_the_copies_of_what_it_wrote(broker: redis.Redis, merchants: None) -> None:
     """Those of other merchants stay."""
     keys = [Key("merchant", name, MERCHANT_TRAFFIC.name) for name in ("m1", "m2")]
-    write_through({key: Entry(1, AT, wiring.engine().clock.now(), (1.0, AT, 1.0)) for key in keys})
+    write_through({key: Entry(1, AT, wiring.engine().clock.now(), (1.0, AT, 1.0)) for key in keys}, write_leases(keys))
     _put(broker, _batch(["m1", 1, 1.0, AT]))
     flush_write_behind(now=NOW)
     assert _held(keys) == {keys[1]}
@@ -288,7 +288,7 @@ def test_a_worker_that_dies_before_it_acknowledges_counts_nothing_twice(broker: 
     assert broker.xreadgroup(flush.GROUP, flush._CONSUMER, {STREAM: ">"})
     assert flush._apply(msgspec.msgpack.decode(payload, type=Batch), NOW)
     key = Key("merchant", "m1", MERCHANT_TRAFFIC.name)
-    write_through({key: Entry(1, AT, wiring.engine().clock.now(), (0.0, 0.0, 0.0))})
+    write_through({key: Entry(1, AT, wiring.engine().clock.now(), (0.0, 0.0, 0.0))}, write_leases([key]))
     assert flush_write_behind(now=NOW) == FlushReport(), "it may still be at work"
     assert flush_write_behind(now=NOW, claim_after_s=0) == FlushReport(duplicates=1)
     assert _rows() == {"m1": [1, AT, 1]}
@@ -459,6 +459,7 @@ def test_a_score_is_counted_and_a_dry_run_or_a_repetition_is_not(world: World, b
     assert now.timestamp() - 20 < last_at <= now.timestamp()
 
 
+@pytest.mark.quiet
 def test_scores_do_not_notice_that_the_broker_is_away(
     world: World, broker: redis.Redis, valkey_broker: ServerHandle
 ) -> None:
@@ -475,6 +476,7 @@ def test_scores_do_not_notice_that_the_broker_is_away(
     assert _rows()[merchant][0] == 21
 
 
+@pytest.mark.quiet
 def test_counting_a_score_is_cheap() -> None:
     """Some microseconds at most, on a busy machine; about one on an idle one."""
     buffer, clock = Buffer(ManualClock()), SystemClock()

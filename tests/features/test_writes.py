@@ -11,7 +11,7 @@ from features.definitions import GROUPS, MODEL_GROUPS
 from features.models import FeatureRow
 from features.policies import policies_in_force
 from features.refresh import build
-from features.writes import Invalidated, write_around, write_through
+from features.writes import Invalidated, write_around, write_leases, write_through
 from mlserve.cache import wiring
 from mlserve.cache.entry import Entry
 from mlserve.cache.hotkeys import HotKeyCounter
@@ -44,7 +44,7 @@ def _merchants(*ids: str, group: str = "merchant_profile") -> list[Key]:
 def _store(keys: Sequence[Key]) -> None:
     now = engine().clock.now()
     numbers = {key: (1.0,) * len(GROUPS[key.group].values) for key in keys}
-    write_through({key: Entry(1, now, now, values) for key, values in numbers.items()})
+    write_through({key: Entry(1, now, now, values) for key, values in numbers.items()}, write_leases(keys))
     assert _held(keys) == set(keys)
 
 
@@ -79,7 +79,7 @@ def test_a_row_that_comes_into_being_or_back_to_life_has_changed(cache: Engine) 
     keys = _merchants("m1")
     for _ in range(2):
         now = cache.clock.now()
-        write_through({keys[0]: Entry(0, now, now, None)})
+        write_through({keys[0]: Entry(0, now, now, None)}, write_leases(keys))
         assert _held(keys) == set(keys)
         assert build(["merchant_profile"], as_of=NOW, now=NOW).invalidated == {"merchant_profile": 1}
         assert _held(keys) == set()
@@ -126,6 +126,7 @@ def test_the_hottest_go_last_and_slowest(cache: Engine, monkeypatch: pytest.Monk
     assert pauses == [4 / writes.KEYS_PER_SECOND] + [1 / writes.HOT_KEYS_PER_SECOND] * 2
 
 
+@pytest.mark.quiet
 def test_what_l2_could_not_be_told_follows_when_it_answers(cache: Engine, valkey_cache: ServerHandle) -> None:
     """A frozen L2 costs a few timeouts, not one for each chunk; its copies are gone soon after it thaws."""
     keys = _merchants(*(f"m{number}" for number in range(40_000)))

@@ -74,20 +74,19 @@ def test_secrets_come_from_the_environment_and_are_demanded() -> None:
     """No password, key or URL with a password stands in the file; one that is missing stops `up` with a message."""
     for service in SERVICES.values():
         for variable, value in service.get("environment", {}).items():
-            if re.search(r"PASSWORD|SECRET|AUTH$", variable):
+            if re.search(r"PASSWORD|SECRET|AUTH$|_KEY$", variable):
                 assert REQUIRED.fullmatch(value), variable
             if "://" in value:
                 assert re.search(r"//\w*:\$\{[A-Z_]+:\?[^}]+\}@", value), variable
-    assert {"POSTGRES_PASSWORD", "VALKEY_CACHE_PASSWORD", "VALKEY_BROKER_PASSWORD", "MLSERVE_SECRET_KEY"} <= set(
-        REQUIRED.findall(TEXT)
-    )
+    passwords = {"POSTGRES_PASSWORD", "VALKEY_CACHE_PASSWORD", "VALKEY_BROKER_PASSWORD"}
+    assert {*passwords, "MLSERVE_SECRET_KEY", "MLSERVE_CACHE_MAC_KEY"} <= set(REQUIRED.findall(TEXT))
 
 
 def test_the_example_names_every_variable_and_holds_no_secret() -> None:
     """`.env.example` and the compose file speak of the same variables; what is secret is left empty."""
     assert {match[0] for match in INTERPOLATED.findall(TEXT)} == _example_variables()
     example = (BASE_DIR / ".env.example").read_text("utf-8")
-    assert not re.search(r"^\w*(PASSWORD|SECRET)\w*=.+$", example, re.MULTILINE)
+    assert not re.search(r"^\w*(PASSWORD|SECRET|_KEY)\w*=.+$", example, re.MULTILINE)
 
 
 def test_the_cache_evicts_and_the_broker_does_not() -> None:

@@ -12,6 +12,7 @@ GOOD = {
     "DATABASE_URL": os.environ["DATABASE_URL"],
     "REDIS_CACHE_URL": os.environ["REDIS_CACHE_URL"],
     "REDIS_BROKER_URL": os.environ["REDIS_BROKER_URL"],
+    "MLSERVE_CACHE_MAC_KEY": "0123456789abcdef" * 2,
 }
 
 
@@ -45,7 +46,13 @@ def test_everything_that_is_missing_is_named_at_once() -> None:
     answer = _check()
     assert answer.returncode == 1
     last = answer.stderr.strip().splitlines()[-1]
-    for name in ("MLSERVE_SECRET_KEY", "DATABASE_URL", "REDIS_CACHE_URL", "REDIS_BROKER_URL"):
+    for name in (
+        "MLSERVE_SECRET_KEY",
+        "DATABASE_URL",
+        "REDIS_CACHE_URL",
+        "REDIS_BROKER_URL",
+        "MLSERVE_CACHE_MAC_KEY (or the word off)",
+    ):
         assert name in last
 
 
@@ -56,6 +63,18 @@ def test_a_short_or_dull_secret_is_refused() -> None:
         assert answer.returncode == 1
         assert "MLSERVE_SECRET_KEY needs at least 50 characters" in answer.stderr
         assert secret not in answer.stderr
+
+
+def test_l2_is_sealed_unless_somebody_spells_out_that_it_is_not() -> None:
+    """A key that anybody could guess is refused, and not shown; `off` is an answer, nothing is none."""
+    assert _check(**{**GOOD, "MLSERVE_CACHE_MAC_KEY": "off"}).returncode == 0
+    assert "MLSERVE_CACHE_MAC_KEY" in _check(**{**GOOD, "MLSERVE_CACHE_MAC_KEY": ""}).stderr
+    for key in ("short-9f86d081884c7d65", "ab" * 40, "OFF"):
+        answer = _check(**{**GOOD, "MLSERVE_CACHE_MAC_KEY": key})
+        assert answer.returncode == 1
+        last = answer.stderr.strip().splitlines()[-1]
+        assert "MLSERVE_CACHE_MAC_KEY: needs at least 32 characters, 5 of them different; or the word off" in last
+        assert key not in last
 
 
 def test_cache_and_broker_on_one_server_are_refused() -> None:

@@ -14,6 +14,14 @@ def _load(module: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _show(line: str, **variables: str) -> str:
+    environment = {"PATH": os.environ["PATH"], "MLSERVE_VAR_DIR": os.environ["MLSERVE_VAR_DIR"], **variables}
+    code = f"from mlserve.settings import local; {line}"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=BASE_DIR, env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
 def test_all_mistakes_are_reported_at_once() -> None:
     """Whoever mends a deployment sees every wrong variable in one go, with what was wrong about it."""
     broken = {
@@ -21,6 +29,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
         "MLSERVE_DB_POOL_MAX_SIZE": "many",
         "MLSERVE_CACHE_BUDGET_MS": "0",
         "MLSERVE_HTTPS": "perhaps",
+        "MLSERVE_CACHE_MAC_KEY": "short",
     }
     answer = _load("mlserve.settings.local", **broken)
     assert answer.returncode == 1
@@ -32,6 +41,16 @@ def test_all_mistakes_are_reported_at_once() -> None:
 def test_a_correct_environment_loads() -> None:
     """The defaults are enough for a laptop."""
     assert _load("mlserve.settings.local").returncode == 0
+
+
+def test_one_machine_seals_with_a_key_of_its_own() -> None:
+    """Every command of a checkout finds the same one; `off` is heeded, and a key that is given is taken."""
+    shown = "print(local.CACHE_MAC_KEY)"
+    key = _show(shown)
+    assert len(key) >= 50 and _show(shown) == key
+    assert _show("print(local.CACHE_MAC_KEY != local.SECRET_KEY)") == "True"
+    assert _show(shown, MLSERVE_CACHE_MAC_KEY="off") == ""
+    assert _show(shown, MLSERVE_CACHE_MAC_KEY="0123456789abcdef" * 2) == "0123456789abcdef" * 2
 
 
 def test_production_names_everything_that_is_missing() -> None:

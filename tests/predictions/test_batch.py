@@ -13,6 +13,8 @@ from django.db import close_old_connections, connection
 from django.test.utils import CaptureQueriesContext
 
 from features.models import FeatureRow, Transaction
+from mlserve.api import data_version
+from mlserve.cache.keys import Key
 from mlserve.cache.wiring import engine
 from mlserve.observability.metrics import JOURNAL_BATCH
 from predictions import journal as journal_module
@@ -357,6 +359,30 @@ def test_with_l2_frozen_every_item_is_scored(world: World, valkey_cache: ServerH
     assert [result["status"] for result in results] == [200] * 40
     assert {tuple(result["answer"]["degraded_reasons"]) for result in results} == {("cache_unavailable",)}
     assert elapsed_s < 5, "one wait of 50 ms and a statement, not forty"
+
+
+def test_what_the_client_has_seen_is_asked_for(world: World) -> None:
+    """`X-Data-Version` counts for every item: a copy that is older than it says is not served, in whatever tier."""
+    customer = world.newcomer()
+    (first,) = post(world, [world.request(customer_id=customer)])
+    world.settle()
+    key = Key("customer", customer, "customer_activity")
+    seen = FeatureRow.objects.get(group=key.group, entity_id=customer).version
+    tiers = []
+    for version in (seen, seen + 1):
+        response = world.client.post(
+            "/v1/scores/batch?dry_run=true&include=features",
+            json.dumps({"transactions": [world.request(customer_id=customer)]}),
+            content_type="application/json",
+            headers={"x-data-version": data_version.token_of({key: version})},
+        )
+        (result,) = json.loads(response.content)["results"]
+        tiers += [each["tier"] for each in result["answer"]["features"] if each["name"] == "customer_count_1d"]
+    assert first["status"] == 200 and tiers == ["l2", "l3"]
+    refused = world.client.post(
+        "/v1/scores/batch", "{}", content_type="application/json", headers={"x-data-version": "nonsense"}
+    )
+    assert refused.status_code == 400
 
 
 def test_a_transaction_may_be_called_batch(world: World) -> None:

@@ -15,6 +15,7 @@ from features.journal import Journal
 from features.relay import Relay
 from mlserve.cache.breaker import Breaker
 from mlserve.cache.clock import SystemClock
+from mlserve.cache.seal import make_seal
 from mlserve.cache.tiers.batches import Batches
 from mlserve.cache.tiers.cluster import make_wire
 
@@ -59,7 +60,8 @@ class Command(BaseCommand):
 def _make_relay() -> Relay:
     clock = SystemClock()
     wire = make_wire("l2", new_breaker=lambda name: Breaker(name, clock, random_source=random.Random()), clock=clock)
-    return Relay(journal=Journal(), batches=Batches(wire), partitions=settings.CACHE_PARTITIONS, clock=clock)
+    batches = Batches(wire, seal=make_seal(settings.CACHE_MAC_KEY))
+    return Relay(journal=Journal(), batches=batches, partitions=settings.CACHE_PARTITIONS, clock=clock)
 
 
 def _run_once(relay: Relay) -> None:

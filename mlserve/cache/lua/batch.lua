@@ -7,12 +7,18 @@
 -- Why the lease goes even where the record is newer: its holder may have read the source before this change.
 -- Why versions are compared as two halves: Lua's numbers are doubles and lose integers above 2^53.
 --
+-- Why the message: processes that keep copies of their own follow it (`bus.py`). It is written here, so that no failover
+-- can keep it and lose what it tells, or the other way round. One that cannot be written is a gap, which they notice.
+--
 -- KEYS[1]  the partition's watermark
+-- KEYS[2]  the partition's stream of messages
 -- KEYS     then pairs of: an entity's hash, its lease
 -- ARGV[1]  the watermark that the caller built on: all of it; '' if there was none that could be read
 -- ARGV[2]  the watermark to set
 -- ARGV[3]  longest watermark in bytes that counts as one
 -- ARGV[4]  milliseconds that a tombstone stays at least
+-- ARGV[5]  what changed, for the message
+-- ARGV[6]  about how many messages are kept
 -- ARGV     then for each entity: '1' to leave alone what it does not hold (a copy that need not be there), else '0';
 --          the number of its fields; pairs of field (feature group) and version, 8 bytes
 -- returns  {1, tombstones written}; {0, watermark or ''} if the chain does not fit
@@ -36,8 +42,8 @@ local function older(record, version)
   return high < than_high or (high == than_high and low < than_low)
 end
 
-local written, place = 0, 5
-for entity = 2, #KEYS, 2 do
+local written, place = 0, 7
+for entity = 3, #KEYS, 2 do
   local hash, lease = KEYS[entity], KEYS[entity + 1]
   local only_held, fields = ARGV[place] == '1', tonumber(ARGV[place + 1])
   place = place + 2
@@ -62,4 +68,12 @@ for entity = 2, #KEYS, 2 do
   if changed and redis.call('PTTL', hash) < tonumber(ARGV[4]) then redis.call('PEXPIRE', hash, ARGV[4]) end
 end
 redis.call('SET', KEYS[1], ARGV[2])
+local function tell()
+  return redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'held', held, 'following', ARGV[2], 'changed', ARGV[5])
+end
+if type(tell()) == 'table' then
+  -- Somebody else's value under our name, or a stream whose last number cannot be exceeded.
+  redis.call('UNLINK', KEYS[2])
+  tell()
+end
 return {1, written}

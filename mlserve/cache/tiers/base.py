@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from mlserve.cache.chain import NEVER_BEGUN
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.outcome import MissReason, Tier
@@ -48,6 +49,29 @@ class LocalTier(CacheTier, Protocol):
 
     def get(self, key: Key, /) -> Entry | None:
         """One key, as quick as memory allows; counts as a use of the entry."""
+        ...
+
+    def peek(self, key: Key, /) -> Entry | None:
+        """As `get`, but leaves no trace."""
+        ...
+
+    def why_missing(self, key: Key, /) -> MissReason:
+        """Of a key that was not there."""
+        ...
+
+    @property
+    def vouched_at(self) -> float:
+        """Whatever was committed before this moment (s since 1970) has been taken out. To be read before a copy is."""
+        ...
+
+    def begin(self) -> int:
+        """A position for `put_many`, to be taken before anything is read that is going to be put."""
+        ...
+
+    def put_many(
+        self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], *, since: int = NEVER_BEGUN
+    ) -> bool:
+        """Refuses as well what may have changed since the position `since`."""
         ...
 
 

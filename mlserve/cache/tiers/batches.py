@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import msgspec
 from redis.exceptions import NoScriptError
 
-from mlserve.cache import watermark
+from mlserve.cache import bus, watermark
 from mlserve.cache.keys import names_of
+from mlserve.cache.seal import NO_SEAL, Seal
+from mlserve.cache.tiers.base import Entity
 from mlserve.cache.tiers.l2_redis import REPLICAS
 from mlserve.cache.tiers.wire import Command, Wire, pack
-from mlserve.cache.watermark import Watermark, name_of
+from mlserve.cache.watermark import Watermark, name_of, parse
 
 MOST_KEYS = 500
 """Told in one call: a few milliseconds in which Redis answers nobody else."""
@@ -41,6 +43,7 @@ class Change(NamedTuple):
 class EntityChange(msgspec.Struct, frozen=True, gc=False):
     """What changed of one entity, where one of its copies lies. `replica`: elsewhere than in its own partition."""
 
+    entity: Entity
     record: bytes
     lease: bytes
     replica: bool
@@ -95,7 +98,7 @@ def by_partition(changes: Iterable[Change], partitions: int) -> dict[int, list[E
             names = names_of(*entity, partitions, replica)
             if names.record not in places:  # few partitions: replicas meet
                 places.add(names.record)
-                change = EntityChange(names.record, names.lease, replica > 0, tuple(of_entity))
+                change = EntityChange(entity, names.record, names.lease, replica > 0, tuple(of_entity))
                 told.setdefault(_partition_of(names.record), []).append(change)
     return told
 
@@ -103,17 +106,27 @@ def by_partition(changes: Iterable[Change], partitions: int) -> dict[int, list[E
 class Batches:
     """Over one wire to L2. Nothing is raised: who does not answer is `Unanswered`."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, *, seal: Seal = NO_SEAL) -> None:
         self._wire = wire
+        self._seal = seal
 
     def read(self, partitions: Iterable[int]) -> dict[int, Answer]:
         """What each partition holds: `Raced`, since nobody has told it anything."""
         return self._call({partition: (name_of(partition), _UNKNOWN, _UNKNOWN, ()) for partition in partitions})
 
+    def parse(self, partition: int, text: bytes) -> Watermark | None:
+        """What the partition's bytes say; None if they are no watermark, or not sealed by us."""
+        return parse(text, name_of(partition), self._seal)
+
+    def claim(self, held: Mapping[int, bytes], marker: bytes) -> dict[int, Answer]:
+        """Puts `marker`, which is no watermark, in the place of what each partition holds."""
+        answers = self._call({partition: (name_of(partition), was, marker, ()) for partition, was in held.items()})
+        return {at: Applied(marker) if isinstance(answer, Applied) else answer for at, answer in answers.items()}
+
     def apply(self, steps: Mapping[int, Step], *, batch: str) -> dict[int, Answer]:
         """Takes each partition its step on; all of them at the same time. `batch` is a name that never comes twice."""
         answers: dict[int, Answer] = {}
-        going = {partition: deque(_parts(step, batch)) for partition, step in steps.items()}
+        going = {partition: deque(self._parts(partition, step, batch)) for partition, step in steps.items()}
         while going:
             told = {partition: parts.popleft() for partition, parts in going.items()}
             replies = self._call({partition: (name_of(partition), *part) for partition, part in told.items()})
@@ -128,10 +141,20 @@ class Batches:
             going = {at: parts for at, parts in going.items() if parts and isinstance(answers[at], Applied)}
         return answers
 
+    def _parts(self, partition: int, step: Step, batch: str) -> Iterator["_Part"]:
+        name, held, chunks = name_of(partition), step.held, list(_chunks(step.changes)) or [()]
+        for number, chunk in enumerate(chunks[:-1], 1):
+            assert step.promised is not None, "changes follow on a watermark"
+            counted = msgspec.structs.replace(step.promised, relay=f"{batch}/{number}")
+            following = counted.pack(name, self._seal)
+            yield _Part(held, following, chunk)
+            held = following
+        yield _Part(held, step.following.pack(name, self._seal), chunks[-1])
+
     def _call(self, calls: Mapping[int, tuple[bytes, bytes, bytes, Sequence[EntityChange]]]) -> dict[int, Answer]:
         if not calls:
             return {}
-        arguments = [_arguments(*call) for call in calls.values()]
+        arguments = [_arguments(*call, self._seal) for call in calls.values()]
         replies = self._ask(b"EVALSHA", _script()[1], arguments)
         unknown = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:  # a server that is new or was restarted: the text, once, teaches it
@@ -153,16 +176,6 @@ class _Part(NamedTuple):
     changes: Sequence[EntityChange]
 
 
-def _parts(step: Step, batch: str) -> Iterator[_Part]:
-    held, chunks = step.held, list(_chunks(step.changes)) or [()]
-    for number, chunk in enumerate(chunks[:-1], 1):
-        assert step.promised is not None, "changes follow on a watermark"
-        following = msgspec.structs.replace(step.promised, relay=f"{batch}/{number}").pack()
-        yield _Part(held, following, chunk)
-        held = following
-    yield _Part(held, step.following.pack(), chunks[-1])
-
-
 def _chunks(changes: Sequence[EntityChange]) -> Iterator[Sequence[EntityChange]]:
     chunk: list[EntityChange] = []
     keys = 0
@@ -177,13 +190,15 @@ def _chunks(changes: Sequence[EntityChange]) -> Iterator[Sequence[EntityChange]]
 
 
 def _arguments(
-    name: bytes, held: bytes, following: bytes, changes: Sequence[EntityChange]
+    name: bytes, held: bytes, following: bytes, changes: Sequence[EntityChange], seal: Seal
 ) -> tuple[bytes, list[bytes]]:
     """The key that decides the node, and what follows the script in the command."""
-    parts = [b"%d" % (1 + 2 * len(changes)), name]
+    parts = [b"%d" % (2 + 2 * len(changes)), name, bus.name_of(_partition_of(name))]
     for change in changes:
         parts += (change.record, change.lease)
-    parts += (held, following, b"%d" % watermark.MOST_BYTES, b"%d" % TOMBSTONE_MS)
+    told = bus.pack_changes((change.entity, change.versions) for change in changes if not change.replica)
+    told = seal.seal_message(told, held, following)
+    parts += (held, following, b"%d" % watermark.MOST_BYTES, b"%d" % TOMBSTONE_MS, told, b"%d" % bus.MOST_MESSAGES)
     for change in changes:
         parts += (b"1" if change.replica else b"0", b"%d" % len(change.versions))
         for version in change.versions:

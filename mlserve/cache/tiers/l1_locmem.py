@@ -8,9 +8,10 @@ at least MAX_BYTES / MAX_ENTRIES.
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -18,10 +19,11 @@ from uuid import UUID
 import msgspec
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
+from mlserve.cache.chain import NEVER_BEGUN, Chain, NullChain
 from mlserve.cache.clock import SystemClock
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
-from mlserve.cache.outcome import Tier
+from mlserve.cache.outcome import MissReason, Tier
 from mlserve.cache.policy import Policy
 from mlserve.cache.tiers.base import Found
 from mlserve.cache.tinylfu import TinyLfuStore
@@ -55,6 +57,17 @@ class BoundedStore(TinyLfuStore):
             held = self.peek(key)
             if held is None or held.version <= entry.version:
                 self._put(key, entry)
+
+    def drop_older(self, key: Key, version: int) -> None:
+        held = self.peek(key)
+        if held is not None and held.version < version:
+            self.pop(key)
+
+    def drop_all(self, is_concerned: Callable[[Key], bool]) -> None:
+        """Of the engine's entries; Django's values stay."""
+        for key in list(self._nodes):
+            if isinstance(key, Key) and is_concerned(key):
+                self.pop(key)
 
 
 _stores: dict[tuple[str, int, int], BoundedStore] = {}
@@ -182,25 +195,44 @@ class BoundedLocMemCache(BaseCache):
 
 
 class L1Tier:
-    """The engine's view of the store: decoded entries by key, no serialisation, no prefixing."""
+    """The engine's view of the store: decoded entries by key, no serialisation, no prefixing.
+
+    `chain`: what is heard of L2's batches (`chain.py`). It takes out what has changed, and vouches for the rest.
+    """
 
     tier = Tier.L1
 
-    def __init__(self, store: BoundedStore) -> None:
+    def __init__(self, store: BoundedStore, chain: Chain | NullChain | None = None) -> None:
         self.store = store
-        self.get = store.get
+        self.chain = chain or NullChain()
+        self.begin = self.chain.begin
+        self.get, self.peek, self.why_missing = store.get, store.peek, store.why_missing
+
+    @property
+    def vouched_at(self) -> float:
+        return self.chain.vouched_at
 
     def get_many(self, keys: Sequence[Key], policies: Mapping[str, Policy]) -> Found:
-        get, why_missing = self.store.get, self.store.why_missing
-        return {key: get(key) or why_missing(key) for key in keys}
+        return {key: self._found(key, self.store.get, policies[key.group]) for key in keys}
 
     def peek_many(self, keys: Sequence[Key], policies: Mapping[str, Policy]) -> Found:
-        peek, why_missing = self.store.peek, self.store.why_missing
-        return {key: peek(key) or why_missing(key) for key in keys}
+        return {key: self._found(key, self.store.peek, policies[key.group]) for key in keys}
 
-    def put_many(self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy]) -> bool:
+    def _found(self, key: Key, look: Callable[[Key], Entry | None], policy: Policy) -> Entry | MissReason:
+        # Asked before the look: whatever is heard afterwards says nothing about the copy that is found now.
+        vouched_at = self.chain.vouched_of(key) if policy.proven else 0.0
+        entry = look(key)
+        if entry is None:
+            return self.store.why_missing(key)
+        if 0.0 < entry.vouched_at < vouched_at:
+            return msgspec.structs.replace(entry, vouched_at=vouched_at)
+        return entry
+
+    def put_many(
+        self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], *, since: int = NEVER_BEGUN
+    ) -> bool:
         for key, entry in entries.items():
-            self.store.put_newer(key, entry)
+            self.chain.admit(key, entry.version, since, partial(self.store.put_newer, key, entry))
         return True
 
     def drop_many(self, keys: Sequence[Key]) -> bool:

@@ -16,21 +16,22 @@ import msgspec
 from redis.exceptions import NoScriptError, ResponseError
 
 from mlserve.cache import codec
+from mlserve.cache.chain import Head
 from mlserve.cache.clock import Clock, SystemClock
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import EntityNames, Key, names_of
 from mlserve.cache.outcome import MissReason, Tier
 from mlserve.cache.policy import Policy
+from mlserve.cache.seal import NO_SEAL, Seal
 from mlserve.cache.stats import Stats
 from mlserve.cache.tiers.base import Entity, Found, LeaseAnswer, LeaseToken
 from mlserve.cache.tiers.wire import Command, Wire, pack
-from mlserve.cache.watermark import Watermark, parse
+from mlserve.cache.watermark import MOST_AHEAD_S, Watermark, parse
 
 LEASE_MS = 3_000
 """After so long the lease of a caller that died is void. Longer than any load may take (`features.source`)."""
 NO_EPOCH = 0
 """Of what is filled while a partition has no watermark; epochs begin at 1, so nobody will ever vouch for it."""
-MOST_AHEAD_S = 0.1
 REPLICAS = 3
 """Copies of a hot entity in a Cluster, its own partition included."""
 _SUSPECTS = 32
@@ -41,7 +42,10 @@ def _own_partition(_kind: str, _entity_id: str) -> int:
 
 
 class L2Tier:
-    """Thread-safe. `partitions` is 1 but for a Cluster; `replica_of` names the copy that this process reads."""
+    """Thread-safe. `partitions` is 1 but for a Cluster; `replica_of` names the copy that this process reads.
+
+    `heads`: how far this process has heard of the batches of each partition (`chain.py`), if it follows them.
+    """
 
     tier = Tier.L2
 
@@ -53,6 +57,8 @@ class L2Tier:
         clock: Clock | None = None,
         partitions: int = 1,
         replica_of: Callable[[str, str], int] = _own_partition,
+        heads: Callable[[], Sequence[Head]] = tuple,
+        seal: Seal = NO_SEAL,
     ) -> None:
         self.wire = wire
         self.oversized_removed = 0
@@ -60,6 +66,10 @@ class L2Tier:
         self._clock = clock or SystemClock()
         self._partitions = partitions
         self._replica_of = replica_of if partitions > 1 else _own_partition
+        self._heads = heads
+        self._seal = seal
+        self._reached: dict[bytes, tuple[int, float]] = {}
+        """Epoch and safe time of each watermark as they were last read."""
         self._suspects: deque[Command] = deque(maxlen=_SUSPECTS)
 
     # --- reading ---
@@ -74,15 +84,18 @@ class L2Tier:
         partitions: list[bytes] = []
         if any(policies[key.group].proven for key in keys):
             partitions = list(dict.fromkeys([each.watermark for each in names.values()]))
+        heads, reached = self._heads(), self._reached.copy()
         # Watermarks first: what is read after them is at least as new as they say. The other way round a change could
         # slip in between, and the watermark would vouch for what it has just withdrawn.
         replies = self.wire.ask([_get_command(name) for name in partitions] + commands, timeout_s=timeout_s)
-        watermarks = dict(zip(partitions, map(self._watermark, replies), strict=False))
+        watermarks = {
+            name: self._watermark(name, reply, reached) for name, reply in zip(partitions, replies, strict=False)
+        }
         found: Found = {}
         for command, (entity, of_entity), reply in zip(
             commands, entities.items(), replies[len(partitions) :], strict=True
         ):
-            watermark = watermarks.get(names[entity].watermark)
+            watermark = self._if_it_covers(watermarks.get(names[entity].watermark), entity, heads)
             too_large = self._read_reply(found, reply, of_entity, names[entity].digest, policies, watermark)
             if too_large or reply is MissReason.TIMEOUT:
                 self._suspects.append(command)
@@ -90,15 +103,58 @@ class L2Tier:
 
     peek_many = get_many
 
-    def _watermark(self, reply: Any) -> Watermark | None:
-        """Believed no further than a little ahead of this host's clock: one that is ahead vouches for the future."""
-        watermark = parse(reply) if isinstance(reply, bytes) else None
-        if watermark is None:
+    def _watermark(self, name: bytes, reply: Any, reached: Mapping[bytes, tuple[int, float]]) -> Watermark | None:
+        """Believed no further than a little ahead of this host's clock: one that is ahead vouches for the future.
+
+        `reached`: a copy of what had been read before this was asked for.
+        """
+        if not isinstance(reply, bytes):
             return None
+        watermark = parse(reply, name, self._seal)
+        if watermark is None:
+            if self._seal.keyed:
+                self._stats.event("envelope_mismatch")
+            return None
+        self._note_progress(name, (watermark.epoch, watermark.safe_time), reached)
         latest = self._clock.now() + MOST_AHEAD_S
         if watermark.safe_time > latest:
             self._stats.event("clock_ahead")
             return msgspec.structs.replace(watermark, safe_time=latest)
+        return watermark
+
+    def _note_progress(
+        self, name: bytes, position: tuple[int, float], reached: Mapping[bytes, tuple[int, float]]
+    ) -> None:
+        """Counts a watermark that is behind the one that was known before it was asked for.
+
+        One that is behind what other threads have read since may have overtaken nothing but its own reader.
+        """
+        before = reached.get(name)
+        if position == before:
+            return
+        if before is not None and position < before:
+            self._stats.event("watermark_went_back")
+            self._reached[name] = position  # told once
+        else:
+            self._reached[name] = max(position, self._reached.get(name, position))
+
+    def _if_it_covers(self, watermark: Watermark | None, entity: Entity, heads: Sequence[Head]) -> Watermark | None:
+        """None where L2 promises less than what this process had heard of before it asked.
+
+        Then L2 has lost the end of its history, and may hold copies again that were withdrawn. `heads`: as they were
+        before the question.
+        """
+        if watermark is None or not heads:
+            return watermark
+        here, own = self._names(entity).partition, names_of(*entity, self._partitions).partition
+        promised = heads[here].promised
+        if promised is not None and not watermark.covers(promised):
+            self._stats.event("history_lost")
+            return None
+        elsewhere = heads[own].promised if own != here else None
+        # A copy of a hot entity: epochs are each partition's own, snapshots are those of the one source.
+        if elsewhere is not None and not watermark.covers(msgspec.structs.replace(elsewhere, epoch=0)):
+            return None
         return watermark
 
     def _read_reply(
@@ -121,10 +177,16 @@ class L2Tier:
                 found[key] = MissReason.DECODE
         else:
             for key, record in zip(keys, reply, strict=True):
-                held = found[key] = _judge(record, key, digest, policies[key.group], watermark)
+                held = found[key] = _judge(record, key, digest, policies[key.group], watermark, self._seal)
+                if held is MissReason.DECODE and self._seal.keyed and isinstance(record, bytes):
+                    self._note_foreign(record, key, digest)
                 if held is MissReason.DECODE and isinstance(record, bytes) and len(record) > codec.MAX_RECORD_BYTES:
                     too_large = True
         return too_large
+
+    def _note_foreign(self, record: bytes, key: Key, digest: bytes) -> None:
+        if not codec.is_sealed(record, key, digest, self._seal):
+            self._stats.event("envelope_mismatch")
 
     # --- the right to load ---
 
@@ -142,6 +204,7 @@ class L2Tier:
             entity: LeaseToken(names[entity].record, names[entity].lease, token_bytes(12).hex().encode())
             for entity in entities
         }
+        heads, reached = self._heads(), self._reached.copy()
         replies = self._run(
             "lease.lua",
             [
@@ -157,13 +220,14 @@ class L2Tier:
         for (entity, of_entity), reply in zip(entities.items(), replies, strict=True):
             match reply:
                 case [1, said]:
-                    watermark = self._watermark(said)
+                    watermark = self._watermark(names[entity].watermark, said, reached)
                     epoch = watermark.epoch if watermark is not None else NO_EPOCH
                     answer.granted[entity] = msgspec.structs.replace(tokens[entity], epoch=epoch)
                 case [0]:
                     answer.elsewhere.add(entity)
                 case [2, said, *records] if len(records) == len(of_entity):
-                    digest, watermark = names[entity].digest, self._watermark(said)
+                    watermark = self._watermark(names[entity].watermark, said, reached)
+                    watermark, digest = self._if_it_covers(watermark, entity, heads), names[entity].digest
                     self._read_reply(answer.changed, records, of_entity, digest, policies, watermark)
                 case _:
                     answer.unavailable.add(entity)
@@ -179,10 +243,12 @@ class L2Tier:
         for _, names, token in wanted:
             commands.append(Command(names.record, pack(b"SET", names.lease, token, b"PX", b"%d" % LEASE_MS)))
             commands.append(_get_command(names.watermark))
+        reached = self._reached.copy()
         replies = self.wire.ask(commands, timeout_s=timeout_s)
         leases: dict[Entity, LeaseToken] = {}
         for place, (entity, names, token) in enumerate(wanted):
-            taken, watermark = replies[2 * place], self._watermark(replies[2 * place + 1])
+            taken, said = replies[2 * place], replies[2 * place + 1]
+            watermark = self._watermark(names.watermark, said, reached)
             if taken in (b"OK", True):
                 epoch = watermark.epoch if watermark is not None else NO_EPOCH
                 leases[entity] = LeaseToken(names.record, names.lease, token, epoch)
@@ -255,7 +321,8 @@ class L2Tier:
         for key in keys:
             policy, entry = policies[key.group], entries[key]
             keep_ms = b"%d" % int(policy.keep_for_s(entry) * 1000)
-            records += (key.group.encode(), codec.encode(key, digest, policy.schema, entry, epoch=epoch), keep_ms)
+            record = codec.encode(key, digest, policy.schema, entry, epoch=epoch, seal=self._seal)
+            records += (key.group.encode(), record, keep_ms)
         return records
 
     # --- upkeep, off the request path ---
@@ -327,7 +394,7 @@ def _read_command(record: bytes, groups: tuple[str, ...]) -> Command:
 
 @lru_cache(1024)
 def _get_command(name: bytes) -> Command:
-    return Command(name, pack(b"GET", name))
+    return Command(name, pack(b"GET", name), of_slot=True)
 
 
 def _lengths_command(record: bytes, field: bytes) -> Command:
@@ -351,12 +418,14 @@ def _by_entity(keys: Iterable[Key]) -> dict[Entity, list[Key]]:
     return grouped
 
 
-def _judge(record: Any, key: Key, digest: bytes, policy: Policy, watermark: Watermark | None) -> Entry | MissReason:
+def _judge(
+    record: Any, key: Key, digest: bytes, policy: Policy, watermark: Watermark | None, seal: Seal
+) -> Entry | MissReason:
     if record is None:
         return MissReason.COLD
     if not isinstance(record, bytes):
         return MissReason.DECODE
-    held = codec.decode(record, key, digest, policy.schema, watermark)
+    held = codec.decode(record, key, digest, policy.schema, watermark, seal)
     return MissReason.DECODE if isinstance(held, Entry) and not policy.fits(held) else held
 
 

@@ -56,7 +56,9 @@ class RequestTier(msgspec.Struct):
             held = self.held = {}
         if self.latest is not None:
             for key, outcome in self.latest.items():
-                if outcome.entry is not None:
-                    held.setdefault(key, outcome.entry)
+                entry = outcome.entry
+                # Only a read that asked for a newer version (`at_least`) finds another entry than the one held.
+                if entry is not None and (key not in held or held[key].version < entry.version):
+                    held[key] = entry
             self.latest = None
         return held

@@ -1,10 +1,19 @@
-"""Django's tests of locmem, against L1's backend. Run by `tests/cache/test_django_suite.py`."""
+"""Django's tests of locmem, against L1's backend. Run by `tests/cache/test_django_suite.py`.
+
+Where they sleep until a value has expired, nobody waits: the clock that they, Django and the backend go by moves on.
+"""
 
 import unittest
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from cache import tests as of_django  # type: ignore[import-not-found]  # Django's, see source.py
+from django.core.cache.backends import base
 from django.test import TestCase, override_settings
+
+from mlserve.cache.tiers import l1_locmem
+from tests.fixtures.clock import ManualClock
 
 _MUTABLE = "stores an object that can change; L1 keeps references and refuses it with MutableValueError"
 _PICKLE = "about pickling, which L1 does not do"
@@ -38,6 +47,14 @@ class L1CacheTests(of_django.LocMemCacheTests):
     def setUp(self) -> None:
         # Not locmem's, which joins the dictionaries of several backends: here they share a store by their location.
         TestCase.setUp(self)
+        clock = ManualClock()
+        module = SimpleNamespace(time=clock.now, sleep=clock.sleep)
+        for place, name, stand_in in (
+            (of_django, "time", module),
+            (base, "time", module),
+            (l1_locmem, "_clock", clock),
+        ):
+            self.enterContext(mock.patch.object(place, name, stand_in))
 
     @override_settings(
         CACHES={"default": {"BACKEND": _BACKEND}, "other": {"BACKEND": _BACKEND, "LOCATION": "other"}},

@@ -147,6 +147,8 @@ def _prepare_access(place: DemoPlace, stages: Stages, options: dict[str, Any]) -
 def _prepare_data(place: DemoPlace, stages: Stages, options: dict[str, Any]) -> None:
     with stages.stage("static", "files of the admin and of the API's page"):
         prepare.collect_static()
+    with stages.stage("policies", "how fresh copies must be") as stage:
+        stage.note = prepare.ensure_policies()
     with stages.stage("data", "importing" if options["data"] else "simulating") as stage:
         stage.note = prepare.ensure_data(
             place,

@@ -48,7 +48,7 @@ def _as_json(survey: Survey) -> dict[str, object]:
     return {
         **msgspec.structs.asdict(survey.report),
         "hot_keys": survey.hot_keys,
-        "notices": notices(survey.report, history_error=survey.history_error),
+        "notices": notices(survey.report, history_error=survey.history_error, unproven=survey.unproven),
     }
 
 
@@ -56,7 +56,7 @@ def _print(survey: Survey, console: Console) -> None:
     report = survey.report
     span = f"last {units.span(report.window_s)}" if report.window_s else "since the start of counting"
     console.print(f"Cache at {units.moment(report.at)}, {span}", style="bold")
-    for notice in notices(report, history_error=survey.history_error):
+    for notice in notices(report, history_error=survey.history_error, unproven=survey.unproven):
         console.print(f"{notice.level}: {notice.text}", style="red" if notice.level == "error" else "yellow")
     if not report.has_traffic:
         console.print("No traffic yet: nothing has been looked up in this span.")
