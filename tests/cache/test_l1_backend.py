@@ -1,13 +1,13 @@
 """L1 as a Django cache backend: what Django's own tests, which run in `test_django_suite.py`, do not say."""
 
-from collections.abc import os
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
-import Iterator
 import msgspec
 import pytest
 
