@@ -24,11 +24,11 @@ _NO_BRACKETS: Final = bytes(byte for byte in range(256) if chr(byte) not in "[]{
 _STEP: Final = [1 if chr(byte) in "[{" else -1 for byte in range(256)]
 
 
-def refuse_outsized(body: bytes) -> None:
+def refuse_outsized(body: bytes, *, values: int = MAX_VALUES) -> None:
     """Raises `MalformedBody` that names the limit."""
     outside = _STRING.sub(b"", body)
-    if outside.count(b",") >= MAX_VALUES:
-        raise MalformedBody(f"The body has more than {MAX_VALUES:,} values.")
+    if outside.count(b",") >= values:
+        raise MalformedBody(f"The body has more than {values:,} values.")
     brackets = outside.translate(None, _NO_BRACKETS)
     if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > MAX_DEPTH:
         raise MalformedBody(f"The body is nested too deeply: more than {MAX_DEPTH} levels.")

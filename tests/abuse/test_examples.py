@@ -98,7 +98,7 @@ def test_every_problem_that_a_client_can_cause(service: WebProcess, document: di
         for code in operation.codes():
             if code in NEEDS_AN_OUTAGE:
                 continue
-            other = scorer if operation.path.startswith("/v1/features") else onlooker
+            other = scorer if operation.path.startswith(("/v1/features", "/v1/labels")) else onlooker
             reply = _cause(service.port, operation, code, stranger=other)
             assert (reply.status, _check(document, operation, reply)["code"]) == (STATUS_OF[code], code), operation.line
             caused.add(code)

@@ -1,6 +1,7 @@
 """Bodies that are made to cost much: each is refused for less than they cost to send."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from mlserve.api.bodies import MAX_BODY_BYTES, MalformedBody
 from mlserve.api.json_limits import MAX_DEPTH, MAX_DIGITS, MAX_VALUES, refuse_outsized
 from mlserve.errors import MlserveError
-from predictions.api.decoding import decode_score_request
+from predictions.api.decoding import decode_labels, decode_score_batch, decode_score_request
 from tests.fixtures.cpu import cpu_s
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -100,6 +101,53 @@ def test_a_hostile_body_is_refused_for_little(name: str) -> None:
     assert str(error.code) in ("malformed_request", "invalid_fields")
     assert len(error.errors) <= 50
     assert sum(len(each.detail) + len(each.pointer or "") for each in error.errors) < 50 * 400
+
+
+OF_LISTS = {
+    "an object again and again": full("", "{}"),
+    "empty objects": full("[{}", ",{}", "]"),
+    "numbers": full("[1", ",1", "]"),
+    "one object of many keys": b"[" + HOSTILE["many keys and one twice"][:-1] + b"}]",
+    "a key again and again": full('[{"a":1', ',"a":1', "}]"),
+    "arrays": full("[", "["),
+    "digits": full('[{"amount": 0.', "1", "}]"),
+    "strings": full('[""', ',""', "]"),
+    "objects that are wrong in every field": full(
+        '[{"transaction_id":0}', ',{"transaction_id":"","amount":-1,"a":0,"b":0,"c":0,"d":0}', "]"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *(f"a list of {name}" for name in OF_LISTS)])
+@pytest.mark.parametrize(("member", "decode"), [("transactions", decode_score_batch), ("labels", decode_labels)])
+def test_hostile_lists_are_refused_for_little(name: str, member: str, decode: Callable[..., object]) -> None:
+    """As a whole, or each object for itself: for no more than an object alone, with no longer answer."""
+    inside = OF_LISTS.get(name.removeprefix("a list of ")) or b"[" + HOSTILE[name] + b"]"
+    body = f'{{"{member}":'.encode() + inside + b"}"
+
+    def judge() -> object:
+        try:
+            return decode(body, now=NOW)
+        except MlserveError as error:
+            return error
+
+    assert cpu_s(judge, enough_s=MAX_CPU_S) < MAX_CPU_S
+    outcomes = judge()
+    refusals = outcomes if isinstance(outcomes, list) else [outcomes]
+    assert all(isinstance(refusal, MlserveError) for refusal in refusals)
+    assert sum(len(refusal.errors) for refusal in refusals if isinstance(refusal, MlserveError)) < 10_000
+
+
+def test_the_largest_good_lists_pass() -> None:
+    """A hundred transactions and a thousand labels with all of their fields stay within the limits."""
+    transactions = [{**GOOD, "transaction_id": f"t-{n}", "currency": "EUR", "max_age_s": 0.5} for n in range(100)]
+    scores = decode_score_batch(json.dumps({"transactions": transactions}).encode(), now=NOW)
+    assert len(scores) == 100 and not [each for each in scores if isinstance(each, MlserveError)]
+    labels = [
+        {"transaction_id": f"t-{n}", "is_fraud": True, "reported_at": "2026-11-23T11:59:00Z"} for n in range(1_000)
+    ]
+    taken = decode_labels(json.dumps({"labels": labels}).encode(), now=NOW)
+    assert len(taken) == 1_000 and not [each for each in taken if isinstance(each, MlserveError)]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The source of truth goes away: what is known goes on; what is decided is kept and arrives when Postgres is back."""
 
+import json
+
 import pytest
 
 from mlserve.cache.breaker import State
@@ -105,6 +107,9 @@ def test_a_model_may_refuse_the_score_whatever_the_policies_say(warm: World, pos
     assert (refused.status, refused.body["code"]) == (503, "features_unavailable")
     assert int(refused.headers["Retry-After"]) > 0
     assert "merchant_profile, " in refused.body["detail"] and "the model says" in refused.body["detail"]
+    batch = json.dumps({"transactions": [warm.request(merchant_id="M6"), warm.request()]})
+    results = warm.client.post("/v1/scores/batch", batch, content_type="application/json").json()["results"]
+    assert [result["status"] for result in results] == [503, 200]
     assert warm.score().status == 200
 
 
