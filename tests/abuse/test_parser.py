@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from mlserve.api.bodies import MalformedBody
+from mlserve.api.bodies import BodyTooLarge, MalformedBody
 from mlserve.api.problems import Problem
-from mlserve.errors import STATUS_OF, TITLE_OF
-from predictions.api.decoding import InvalidFields, decode_score_request
+from mlserve.errors import STATUS_OF, TITLE_OF, MlserveError
+from predictions.api.decoding import InvalidFields, decode_score_batch, decode_score_request
 from predictions.messages import ScoreRequest
-from tests.abuse.mutations import mutated
+from tests.abuse.mutations import CORPUS, mutated
 from tests.fixtures.cpu import cpu_s
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -52,9 +52,28 @@ def _judge(body: bytes) -> type:
             _check_taken(body, verdict)
         else:
             _check_refusal(verdict)
+        _judge_as_an_item(body, verdict)
     except Exception as error:
         raise AssertionError(f"{body[:2_000]!r} ({len(body)} bytes): {error!r}") from error
     return type(verdict)
+
+
+def _judge_as_an_item(body: bytes, alone: ScoreRequest | InvalidFields | MalformedBody) -> None:
+    """Between two good ones it is taken if it is taken alone, and harms neither where the list can be read at all."""
+    listed = b",".join((CORPUS[0], body, CORPUS[0]))
+
+    def decode() -> list[ScoreRequest | MlserveError] | None:
+        try:
+            return decode_score_batch(b'{"transactions":[' + listed + b"]}", now=NOW)
+        except (MalformedBody, BodyTooLarge):
+            return None
+
+    assert cpu_s(decode, enough_s=MAX_CPU_S) < MAX_CPU_S
+    items = decode()
+    if isinstance(alone, ScoreRequest):
+        assert items is not None and items[1] == alone
+    elif items is not None:
+        assert isinstance(items[0], ScoreRequest) and isinstance(items[-1], ScoreRequest)
 
 
 def _decoded(body: bytes) -> ScoreRequest | InvalidFields | MalformedBody:
