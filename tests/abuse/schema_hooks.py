@@ -9,14 +9,20 @@ from typing import Any
 import schemathesis
 from schemathesis import Case, CheckContext, Response
 from schemathesis.core.failures import AcceptedNegativeData
-from schemathesis.openapi.checks import AllowHeaderMismatch, RejectedPositiveData
+from schemathesis.openapi.checks import AllowHeaderMismatch, EnsureResourceAvailability, RejectedPositiveData
 from schemathesis.specs.openapi.checks import (
     allow_header_conformance,
+    ensure_resource_availability,
     negative_data_rejection,
     positive_data_acceptance,
 )
 
-REPLACED = ("positive_data_acceptance", "negative_data_rejection", "allow_header_conformance")
+REPLACED = (
+    "positive_data_acceptance",
+    "negative_data_rejection",
+    "allow_header_conformance",
+    "ensure_resource_availability",
+)
 _BEYOND_THE_SCHEMA = ("before 1970", "more than a day ahead", "too exact: at most")
 """What the document says in words: the window of moments hangs on the clock, and no float is a multiple of 0.0001."""
 _OF_THE_DATA = ("transaction_conflict", "not_found")
@@ -53,6 +59,17 @@ def allows_what_the_document_names(ctx: CheckContext, response: Response, case: 
         allow_header_conformance(ctx, response, case)
     except AllowHeaderMismatch as mismatch:
         if (case.operation.path, mismatch.undocumented_methods) != ("/v1/scores/batch", ["GET"]):
+            raise
+
+
+@schemathesis.check
+def has_what_it_was_given(ctx: CheckContext, response: Response, case: Case) -> None:
+    """A score can be asked for after it was given, unless that was a dry run, which stores nothing."""
+    try:
+        ensure_resource_availability(ctx, response, case)
+    except EnsureResourceAvailability:
+        scored = ctx.internals.find_parent(case_id=case.id)
+        if scored is None or "true" not in str((scored.query or {}).get("dry_run")):
             raise
 
 
