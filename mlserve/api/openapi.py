@@ -15,7 +15,13 @@ _REF_TEMPLATE: Final = "#/components/schemas/{name}"
 _components: dict[str, Any] = {}
 
 ALWAYS: Final = (ErrorCode.MALFORMED_REQUEST, ErrorCode.INTERNAL)
-KEYED: Final = (*ALWAYS, ErrorCode.UNAUTHENTICATED, ErrorCode.FORBIDDEN, ErrorCode.SOURCE_UNAVAILABLE)
+KEYED: Final = (
+    *ALWAYS,
+    ErrorCode.UNAUTHENTICATED,
+    ErrorCode.FORBIDDEN,
+    ErrorCode.RATE_LIMITED,
+    ErrorCode.SOURCE_UNAVAILABLE,
+)
 """What any view behind an API key may answer."""
 
 Responses = dict[tuple[int, str], OpenApiResponse]

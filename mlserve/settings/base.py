@@ -109,6 +109,8 @@ CACHES: dict[str, Any] = {
 }
 
 API_KEY = env.API_KEY
+RATE_LIMIT_PER_S = env.RATE_LIMIT_PER_S
+RATE_LIMIT_BURST = env.RATE_LIMIT_BURST
 
 # Celery: the worker's settings. Nothing on the request path publishes, a hung broker would block it.
 CELERY_BROKER_URL = REDIS_BROKER_URL

@@ -79,6 +79,10 @@ L3_MAX_READS: int = _env.int("MLSERVE_L3_MAX_READS", 8, validate=validate.Range(
 L1_MAX_ENTRIES: int = _env.int("MLSERVE_L1_MAX_ENTRIES", 100_000, validate=validate.Range(min=1))
 L1_MAX_BYTES: int = _env.int("MLSERVE_L1_MAX_BYTES", 256 * 1024 * 1024, validate=validate.Range(min=1024))
 
+RATE_LIMIT_PER_S: int = _env.int("MLSERVE_RATE_LIMIT_PER_S", 0, validate=validate.Range(min=0, max=1_000_000))
+"""Requests a second of an API key that has no limit of its own; 0: as many as it likes."""
+RATE_LIMIT_BURST: int = _env.int("MLSERVE_RATE_LIMIT_BURST", 0, validate=validate.Range(min=0, max=1_000_000))
+"""How many of them at once; 0: as many as in one second."""
 API_KEY: str = _env.str("MLSERVE_API_KEY", "")
 """The key that `live_traffic` and `demo` use against the API. Not on a command line, where every user could read it."""
 
