@@ -27,7 +27,7 @@ from mlserve.settings import env
 
 HOST = "127.0.0.1"
 THREADS = 4
-"""Of the one web process: as in the demo."""
+"""Of the one web process that score at once: as in the demo."""
 _START_S = 60.0
 _STOP_S = 10.0
 _LOCK = "SELECT pg_try_advisory_lock(hashtextextended('mlserve bench', 0))"
@@ -132,8 +132,8 @@ def _web(environment: Mapping[str, str], log: Path) -> Iterator[int]:
     with (
         log.open("wb") as out,
         subprocess.Popen(
-            [sys.executable, *command.split(), "--blocking-threads", str(THREADS), "mlserve.wsgi:application"],
-            env=environment,
+            [sys.executable, *command.split(), "mlserve.wsgi:application"],
+            env={**environment, "GRANIAN_BLOCKING_THREADS": str(4 * THREADS)},
             stdout=out,
             stderr=subprocess.STDOUT,
         ) as server,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 import redis
@@ -71,7 +72,7 @@ def _stop_inflow(client: redis.Redis) -> None:
 def _pass(client: redis.Redis, seconds: float) -> None:
     """For the bucket alone, after `_stop_inflow`."""
     name = name_of(KEY).decode()
-    now_s, now_us = client.time()  # type: ignore[misc]
+    now_s, now_us = client.time()
     client.hset(name, "at", now_s * 1_000_000 + now_us - int(seconds * 1e6))
 
 
@@ -241,7 +242,7 @@ def test_a_bucket_lives_until_it_would_be_full(two: list[Process], redis_client:
 
 @pytest.mark.parametrize("fields", [{"left": "nan?", "at": "-"}, {"hx": "what"}, {"left": "1e300", "at": "1e300"}])
 def test_foreign_bytes_in_a_bucket_are_no_error(
-    two: list[Process], redis_client: redis.Redis, fields: dict[str, str]
+    two: list[Process], redis_client: redis.Redis, fields: dict[Any, Any]
 ) -> None:
     """And never more than a full bucket."""
     redis_client.hset(name_of(KEY).decode(), mapping=fields)
@@ -311,7 +312,9 @@ def test_in_no_span_of_time_do_processes_get_more_than_the_limit(
     for begin in [asked for asked, _ in got]:
         inside = 0
         for asked, given in got:
-            inside += asked >= begin
+            if asked < begin:
+                continue
+            inside += 1
             assert inside <= limit.burst + limit.per_s * (given - begin) + 1e-3, (inside, given - begin)
     span_s = got[-1][1] - min(asked for asked, _ in got)
     assert len(got) >= 0.8 * (limit.burst + limit.per_s * span_s)
