@@ -37,6 +37,7 @@ _LOCK = "SELECT pg_try_advisory_lock(hashtextextended('mlserve bench', 0))"
 class ScoreService:
     port: int
     world: ScoreWorld
+    database_url: str
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def score_service(progress: Progress) -> Iterator[ScoreService]:
         world = _fill(environment, folder / "prepare.log", progress)
         progress("start the web process", 0.0)
         port = stack.enter_context(_web(environment, folder / "web.log"))
-        yield ScoreService(port=port, world=world)
+        yield ScoreService(port=port, world=world, database_url=environment["DATABASE_URL"])
 
 
 @contextmanager
