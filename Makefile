@@ -23,8 +23,11 @@ setup: $(VENV)/.dev ## make .venv with all that developing needs
 demo: $(VENV)/.serve ## run all of it here: servers, data, model, web, workers, traffic (PORT= API_KEY= DATA=)
 	@$(if $(API_KEY),MLSERVE_API_KEY='$(API_KEY)') $(MANAGE) demo $(if $(PORT),--port '$(PORT)') $(if $(DATA),--data '$(DATA)')
 
-test: setup lint types ## lint, types and all tests
-	@$(BIN)/python -m pytest
+WORKERS ?= auto
+# Tests go to the processes in two halves; who has done with one takes from the other's end. A process that dies is
+# replaced, but not for ever: where it dies while it starts, so would the next one.
+test: setup lint types ## lint, types and all tests (WORKERS= processes, 0 for none beside pytest's own)
+	@$(BIN)/python -m pytest -n '$(WORKERS)' --dist worksteal --max-worker-restart 2
 
 lint: $(VENV)/.dev ## style, formatting and the direction of imports
 	@$(BIN)/ruff check $(CODE)

@@ -55,6 +55,7 @@ def score_service(progress: Progress) -> Iterator[ScoreService]:
         )
         world = _fill(environment, folder / "prepare.log", progress)
         progress("start the web process", 0.0)
+        stack.enter_context(_relay(environment, folder / "relay.log"))
         port = stack.enter_context(_web(environment, folder / "web.log"))
         yield ScoreService(port=port, world=world, database_url=environment["DATABASE_URL"])
 
@@ -123,6 +124,21 @@ def _fill(environment: Mapping[str, str], log: Path, progress: Progress) -> Scor
     if child.returncode != 0:
         raise BenchmarkFailed(f"score: the data could not be prepared:\n{_tail(log)}")
     return msgspec.json.decode(last, type=ScoreWorld)
+
+
+@contextmanager
+def _relay(environment: Mapping[str, str], log: Path) -> Iterator[None]:
+    """Without one, nothing in memory would be vouched for."""
+    command = [sys.executable, str(env.BASE_DIR / "manage.py"), "relay"]
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT) as relay,
+    ):
+        try:
+            yield
+        finally:
+            relay.terminate()
+            _end(relay)
 
 
 @contextmanager

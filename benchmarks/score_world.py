@@ -27,8 +27,9 @@ class ScoreWorld(msgspec.Struct, frozen=True):
 def main() -> None:
     """In the environment's database, which must be empty."""
     django.setup()
+    call_command("migrate", interactive=False, verbosity=0)
+    _choose_policies()
     for command, options in (
-        ("migrate", {"interactive": False, "verbosity": 0}),
         ("simulate_transactions", {"customers": CUSTOMERS, "merchants": MERCHANTS, "days": DAYS, "json": True}),
         ("build_features", {"json": True}),
         ("train", {"json": True}),
@@ -36,6 +37,13 @@ def main() -> None:
         _say({"stage": command})
         call_command(command, stdout=io.StringIO(), **options)
     _say(_world(now=datetime.now(UTC)))
+
+
+def _choose_policies() -> None:
+    """As the demo has them: with a relay, every process keeps the customers' activity in its own memory."""
+    from warmup.demo.prepare import ensure_policies
+
+    ensure_policies()
 
 
 def _world(*, now: datetime) -> ScoreWorld:

@@ -9,6 +9,7 @@ from django.utils import timezone
 from features.definitions import GROUPS
 from features.guards import TRIGGERS, broken_guards
 from features.models import FeatureRow, PolicyRevision, TtlPolicy
+from features.policies import is_proven
 from mlserve.platform.diagnosis import Finding, Level
 from mlserve.platform.proof import read_proof, why_unproven
 
@@ -23,7 +24,11 @@ def diagnose_policies() -> Iterator[Finding]:
     if missing:
         yield _finding("policies", Level.FAIL, f"none for {', '.join(missing)}", "run `manage.py migrate`")
         return
-    in_l1 = [name for name, group in GROUPS.items() if group.cadence == "streaming" and policies[name].use_l1]
+    in_l1 = [
+        name
+        for name, group in GROUPS.items()
+        if group.cadence == "streaming" and policies[name].use_l1 and not is_proven(policies[name])
+    ]
     version = PolicyRevision.objects.values_list("id", flat=True).first()
     if in_l1:
         yield _finding(

@@ -37,6 +37,8 @@ TICK_S = 0.05
 """A twentieth of the default bound on staleness, and twenty statements a second for Postgres."""
 REMEMBER_EVERY_S = 10.0
 """Costs a commit; the journal is kept for a day beyond."""
+MARKER = "!"
+"""Begins what a relay puts in the place of a watermark that is none, before it gives the partition a new epoch."""
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 _log = structlog.get_logger(__name__)
@@ -120,7 +122,7 @@ class Relay:
         self.tally.ticks += 1
         asked = self._away.answering(range(self._partitions))
         self._see(self._batches.read([partition for partition in asked if partition not in self._held]))
-        seen = [partition for partition in asked if partition in self._held]
+        seen = self._claim([partition for partition in asked if partition in self._held])
         steps = self._steps(seen) if seen else {}
         answers = self._batches.apply(steps, batch=f"{self.name}.{self.tally.ticks}")
         self._see(answers)
@@ -159,6 +161,18 @@ class Relay:
         self._journal.close()
 
     # --- what is to be done ---
+
+    def _claim(self, partitions: Sequence[int]) -> list[int]:
+        """The partitions that can be taken on. One without a watermark gets a marker of this relay's first.
+
+        A step must build on what is there once only. Nothing is not: a relay that was held up between its questions to
+        Postgres and its step would begin its epoch a second time, after another loss, and leases of its first time
+        would fill what its second watermark vouches for.
+        """
+        lost = {at: held for at in partitions if self._batches.parse(at, held := self._held[at]) is None}
+        answers = self._batches.claim(lost, f"{MARKER}{self.name}.{self.tally.ticks}".encode())
+        self._see(answers)
+        return [at for at in partitions if at not in lost or isinstance(answers[at], Applied)]
 
     def _steps(self, partitions: Sequence[int]) -> dict[int, Step]:
         held = {partition: self._batches.parse(partition, self._held[partition]) for partition in partitions}

@@ -1,12 +1,15 @@
 """The Celery application: `celery -A mlserve.celery worker`."""
 
+from importlib import import_module
+
 from celery import Celery
 from celery.signals import setup_logging, worker_process_shutdown
-from prometheus_client.multiprocess import mark_process_dead
 
 from mlserve import embedded
 
+# Before anything that counts: prometheus-client looks for the shared folder when it is first imported.
 embedded.prepare_process()
+multiprocess = import_module("prometheus_client.multiprocess")
 app = Celery("mlserve")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
@@ -20,4 +23,4 @@ def _keep_the_projects_logging(**_: object) -> None:
 @worker_process_shutdown.connect
 def _leave_the_metrics(pid: int, **_: object) -> None:
     """A pool process that ended has no live gauges any more; its counters stay."""
-    mark_process_dead(pid)
+    multiprocess.mark_process_dead(pid)

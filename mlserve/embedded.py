@@ -28,7 +28,9 @@ NAMES = ("postgres", "cache", "broker")
 VARIABLES = {"DATABASE_URL": "postgres", "REDIS_CACHE_URL": "cache", "REDIS_BROKER_URL": "broker"}
 
 # Commands that need no server, and those that use the servers that happen to run.
-_WITHOUT = frozenset({"help", "version", "services", "collectstatic", "findstatic", "diffsettings"})
+_WITHOUT = frozenset({"help", "version", "services", "collectstatic", "findstatic", "diffsettings", "check_freshness"})
+_SERVING = frozenset({"runserver", "relay", "inspect"})
+"""Run for as long as the service does, so their figures belong to it."""
 _IF_RUNNING = frozenset({"check", "makemigrations", "spectacular", "doctor"})
 
 _started: list[str] = []
@@ -233,7 +235,7 @@ def prepare_command(argv: list[str]) -> None:
     started, and with 130 on Ctrl-C; servers that it had begun to start by then are stopped.
     """
     _default_settings(argv)
-    if argv[1:2] == ["runserver"]:
+    if argv[1:2] and argv[1] in _SERVING:
         _share_metrics()
     need = _need(argv)
     if need == "start":

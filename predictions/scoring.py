@@ -87,14 +87,14 @@ def score_transaction(
     cache, model, book = engine(), current_model(), policies_in_force()
     delivery.ensure_delivering()
     lap = _Laps(cache.clock.monotonic)
-    budget, memo = cache.budget(), RequestTier()
+    budget = cache.budget()
     plan = _plan_of(model.feature_names)
 
     keys = keys_of(groups=plan.groups, customer_id=request.customer_id, merchant_id=request.merchant_id)
     reading = read_groups(
         keys,
         book=book,
-        request=memo,
+        request=RequestTier(),
         budget=budget,
         max_age_s=request.max_age_s,
         at_least=at_least,
@@ -110,7 +110,7 @@ def score_transaction(
         tag=transaction_tag(request.transaction_id),
         groups={group: outcome.values for group, outcome in outcomes.items()},
     )
-    prediction = _predict(model, derived.values, book=book, budget=budget, request=memo, dry_run=options.dry_run)
+    prediction = _predict(model, derived.values, book=book, budget=budget, dry_run=options.dry_run)
     lap("predict")
 
     response = _response(
@@ -216,7 +216,6 @@ def _predict(
     *,
     book: PolicyBook,
     budget: Budget,
-    request: RequestTier,
     dry_run: bool,
 ) -> Reading:
     cache = engine()
@@ -229,7 +228,7 @@ def _predict(
         [Key(PREDICTION, prediction_id(model, values), PREDICTION)],
         policies=book.policies,
         loader=compute,
-        request=request,
+        request=RequestTier(),  # nobody sees two values of a key that holds all its value was computed from
         budget=budget,
         leave_no_trace=dry_run,
     )

@@ -2,8 +2,9 @@
 
 A look-up goes `request -> l1 -> l2 -> source`. Each tier is asked once, for all keys that are still open; what it
 holds is judged by the policy in force now (`policy.py`), not by anything that was decided when it was stored. Ids that
-never existed end before the source (`bloom.py`). Who loads what nobody holds, and who waits, `loading.py` decides; a
-hot key is reloaded in the background before it expires (`xfetch.py`, `refresher.py`).
+never existed end before the source (`bloom.py`). Threads that look for the same key go together (`singleflight.py`,
+`following.py`). Who loads what nobody holds, and who waits, `loading.py` decides; a hot key is reloaded in the
+background before it expires (`xfetch.py`, `refresher.py`). What one look-up knows is a `Search` (`search.py`).
 
 If the source cannot be reached, a copy that is past its limit serves within the policy's grace period, and says so.
 Nothing here raises on account of a tier: the worst that a broken cache can do is to send a request to the source.
@@ -20,12 +21,14 @@ from mlserve.cache.bloom import Membership, NullMembership
 from mlserve.cache.budget import Budget
 from mlserve.cache.clock import Clock
 from mlserve.cache.entry import Entry
+from mlserve.cache.following import follow
 from mlserve.cache.keys import Key, life_share
-from mlserve.cache.loading import WAIT_WITH_COPY_S, Loader, Loading, Order
+from mlserve.cache.loading import Loader, Loading, Order
 from mlserve.cache.outcome import Degradation, MissReason, Outcome, Tier, TierTrace
 from mlserve.cache.policy import Policy, Verdict
 from mlserve.cache.refresher import NullRefresher, Refresher
-from mlserve.cache.singleflight import Flight, Flights
+from mlserve.cache.search import Search
+from mlserve.cache.singleflight import Flights
 from mlserve.cache.stats import NullStats, Stats
 from mlserve.cache.tiers.base import Entity, Found, LocalTier, SharedTier
 from mlserve.cache.tiers.request import RequestTier
@@ -33,10 +36,9 @@ from mlserve.cache.xfetch import HORIZON_COSTS, refreshes_early
 
 _L1 = Tier.L1  # Python 3.11 takes longer to find a member of an enumeration than a copy in L1
 _EVERYBODY = NullMembership()
+_SILENT = NullStats()
 _NOTHING_WRONG: frozenset[Degradation] = frozenset()
 _NOTHING_SEEN: Mapping[Key, int] = MappingProxyType({})
-FOLLOW_S = 2.0
-"""How long to wait for another thread's look, having nothing to serve: as long as its own waits can add up to."""
 _LATENCY_SAMPLE = 16
 """L1's look-ups are timed once in so many: a clock costs a tenth of what it would measure."""
 
@@ -47,32 +49,6 @@ class Reading(msgspec.Struct):
     outcomes: dict[Key, Outcome]
     trace: list[TierTrace]
     degradations: AbstractSet[Degradation]
-
-
-class _Search(msgspec.Struct):
-    """What one look-up has found on its way down; `open` is what it still looks for."""
-
-    policies: Mapping[str, Policy]
-    loader: Loader
-    membership: Membership
-    now: float
-    max_age_s: float | None
-    at_least: Mapping[Key, int]
-    traceless: bool
-    stats: Stats
-    open: list[Key]
-    found: dict[Key, tuple[Entry, Tier]]
-    """What will be served, and who had it."""
-    expired: dict[Key, tuple[Entry, Tier]]
-    """The newest copy that does not serve, in case the source cannot be reached."""
-    seen_in_l2: Found
-    into_l1: dict[Key, Entry]
-    refreshing: set[Key]
-    source_failed: bool
-    spared: set[Key]
-    """Served although past their limit, unproven or older than `at_least`, the source being away."""
-    trace: list[TierTrace]
-    degradations: set[Degradation]
 
 
 class Cascade:
@@ -106,7 +82,7 @@ class Cascade:
         self._flights = flights
         self._random = random_source or random.Random()
         self._life_share = life_share
-        self._now, self._monotonic, self._l1_get, self._hits = clock.now, clock.monotonic, l1.get, stats.hits
+        self._now, self._monotonic, self._l1_get, self._l1_peek = clock.now, clock.monotonic, l1.get, l1.peek
         self._reads = 0
 
     def read_many(
@@ -131,17 +107,20 @@ class Cascade:
         """
         outcomes: dict[Key, Outcome] = {}
         trace: list[TierTrace] = []
-        quick = max_age_s is None and not at_least and not leave_no_trace
-        if quick and request.latest is None and request.held is None:
+        absent: list[Key] = []
+        stats = _SILENT if leave_no_trace else self._stats
+        if max_age_s is None and not at_least and request.latest is None and request.held is None:
             # The hot path: what this process holds and what is fresh beyond doubt. Whatever is decided here
             # `Policy.verdict` would decide alike, more slowly; a test compares the two.
-            now, get, hits = self._now(), self._l1_get, self._hits(_L1)
+            now, get, hits = self._now(), self._l1_peek if leave_no_trace else self._l1_get, stats.hits(_L1)
             # Before the copies that it vouches for: what is heard in between takes a copy away and moves this on.
             vouched_s = now - self._l1.vouched_at
             missing: list[Key] = []
             for key in keys:
                 entry = get(key)
-                if entry is not None:
+                if entry is None:
+                    absent.append(key)
+                else:
                     group = key.group
                     policy = policies[group]
                     age_s = now - entry.as_of
@@ -159,13 +138,13 @@ class Cascade:
                 trace.append(TierTrace(_L1, len(outcomes), len(outcomes), elapsed_s * 1000))
                 self._reads = reads = self._reads + 1
                 if not reads % _LATENCY_SAMPLE:
-                    self._stats.latency(_L1, {key.group for key in outcomes}, elapsed_s)
+                    stats.latency(_L1, {key.group for key in outcomes}, elapsed_s)
                 if not missing:
                     request.latest = outcomes
                     return Reading(outcomes, trace, _NOTHING_WRONG)
         else:
             missing = list(keys)
-        search = _Search(
+        search = Search(
             policies=policies,
             loader=loader,
             membership=membership,
@@ -173,41 +152,36 @@ class Cascade:
             max_age_s=max_age_s,
             at_least=at_least or _NOTHING_SEEN,
             traceless=leave_no_trace,
-            stats=NullStats() if leave_no_trace else self._stats,
+            stats=stats,
+            life_share=self._life_share,
             open=missing,
-            found={},
-            expired={},
-            seen_in_l2={},
-            into_l1={},
-            refreshing=set(),
-            source_failed=False,
-            spared=set(),
             trace=trace,
-            degradations=set(),
         )
         self._ask_request(search, request)
-        self._ask_l1(search)
+        self._ask_l1(search, absent)
         if search.open:
             if self._flights is None or leave_no_trace or max_age_s == 0:
                 self._look_below(search, budget)
             else:
                 self._look_below_together(search, budget, self._flights)
-            self._serve_expired(search)
+            if search.open and search.source_failed and search.max_age_s == 0:
+                self._look_for_copies(search)
+            search.serve_spares()
         for key in missing:
-            outcomes[key] = self._outcome(search, key)
+            outcomes[key] = search.outcome(key, source_tier=self._source_tier)
         request.remember(outcomes)
         return Reading({key: outcomes[key] for key in keys}, trace, search.degradations)
 
     # --- the walk, for what needs more thought ---
 
-    def _ask_request(self, search: _Search, request: RequestTier) -> None:
+    def _ask_request(self, search: Search, request: RequestTier) -> None:
         if request.is_empty:
             return
         held = request.get_many(search.open, search.policies)
         entries = {key: entry for key, entry in held.items() if isinstance(entry, Entry)}
-        answered = {key: entry for key, entry in entries.items() if _reaches(search, key, entry)}
+        answered = {key: entry for key, entry in entries.items() if search.reaches(key, entry)}
         for key in entries.keys() - answered.keys():
-            _keep_newest(search.expired, key, entries[key], Tier.REQUEST)
+            search.keep_newest(key, entries[key], Tier.REQUEST)
         if answered:
             for key, entry in answered.items():
                 search.found[key] = (entry, Tier.REQUEST)
@@ -216,14 +190,20 @@ class Cascade:
             search.open = [key for key in search.open if key not in answered]
             search.trace.append(TierTrace(Tier.REQUEST, asked=len(held), hit=len(answered)))
 
-    def _ask_l1(self, search: _Search) -> None:
+    def _ask_l1(self, search: Search, absent: Sequence[Key]) -> None:
+        """`absent`: what was not there a moment ago is not looked for again."""
         keys = [key for key in search.open if search.policies[key.group].use_l1]
+        if absent and (gone := [key for key in keys if key in absent]):
+            for key in gone:
+                search.stats.miss(_L1, key.group, self._l1.why_missing(key))
+            search.asked(TierTrace(_L1, len(gone)))
+            keys = [key for key in keys if key not in absent]
         if keys and not self._bypassed(search, Tier.L1, keys):
             started = self._monotonic()
             held = (self._l1.peek_many if search.traceless else self._l1.get_many)(keys, search.policies)
             self._judge(search, Tier.L1, keys, held, self._monotonic() - started)
 
-    def _look_below_together(self, search: _Search, budget: Budget, flights: Flights) -> None:
+    def _look_below_together(self, search: Search, budget: Budget, flights: Flights) -> None:
         """Below L1 one thread of the process looks for a key, and the others wait for what it brings."""
         flight, mine, others = flights.board(search.open, now=self._monotonic())
         search.open = mine
@@ -236,65 +216,14 @@ class Cascade:
         left = search.open
         search.open = []
         if others:
-            self._follow(search, budget, others)
+            alone, without = follow(search, others, clock=self._clock)
+            search.open = alone
+            if alone:
+                self._look_below(search, budget)
+            search.open += without
         search.open += left
 
-    def _follow(self, search: _Search, budget: Budget, flights: Mapping[Key, Flight]) -> None:
-        search.stats.event("flight_joined", len(flights))
-        joined = self._monotonic()
-        without: list[Key] = []
-        alone: list[Key] = []
-        for key, flight in flights.items():
-            patience_s = WAIT_WITH_COPY_S if self._serves_meanwhile(search, key) else FOLLOW_S
-            if not flight.wait(max(0.0, joined + patience_s - self._monotonic())):
-                if self._serves_meanwhile(search, key):
-                    search.refreshing.add(key)
-                    without.append(key)
-                else:
-                    alone.append(key)
-                continue
-            search.now = max(search.now, self._now())
-            brought, past_limit = flight.brought.get(key), flight.past_limit.get(key)
-            if brought is None and past_limit is not None:
-                if self._serves(search, key, past_limit[0], life_share=self._life_share(key)):
-                    brought = past_limit  # too old for that thread's request and good enough for this one
-                else:
-                    _keep_newest(search.expired, key, *past_limit)
-            if brought is None:
-                if flight.refreshing and self._has_spare(search, key) and not self._serves_meanwhile(search, key):
-                    alone.append(key)  # what serves that thread's request until then is too old for this one
-                    continue
-                if flight.refreshing:
-                    search.refreshing.add(key)
-                else:
-                    search.source_failed = True
-                without.append(key)
-            elif not self._serves(search, key, brought[0]):
-                _keep_newest(search.expired, key, *brought)
-                alone.append(key)  # good enough for that thread's request and too old for this one
-            else:
-                search.found[key] = brought
-                if brought[0].values is not None:
-                    search.stats.late()[key.group].append(max(0.0, search.now - brought[0].as_of))
-        search.open = alone
-        if alone:
-            self._look_below(search, budget)
-        search.open += without
-
-    def _serves(self, search: _Search, key: Key, entry: Entry, *, life_share: float = 1.0) -> bool:
-        policy = search.policies[key.group]
-        verdict = policy.verdict(entry, now=search.now, max_age_s=search.max_age_s, life_share=life_share)
-        return verdict.serves and _reaches(search, key, entry)
-
-    def _has_spare(self, search: _Search, key: Key) -> bool:
-        held = search.expired.get(key)
-        return held is not None and search.policies[key.group].within_grace(held[0], now=search.now)
-
-    def _serves_meanwhile(self, search: _Search, key: Key) -> bool:
-        """Whether the spare copy may serve although the source is not away, while somebody else loads."""
-        return self._has_spare(search, key) and _reaches(search, key, search.expired[key][0])
-
-    def _look_below(self, search: _Search, budget: Budget) -> None:
+    def _look_below(self, search: Search, budget: Budget) -> None:
         """L2, the filter of ids, the source; and what was found goes into L1, unless it may have changed meanwhile."""
         since = self._l1.begin()
         self._ask_l2(search, budget)
@@ -304,7 +233,7 @@ class Cascade:
             self._l1.put_many(search.into_l1, search.policies, since=since)
             search.into_l1 = {}
 
-    def _ask_l2(self, search: _Search, budget: Budget) -> None:
+    def _ask_l2(self, search: Search, budget: Budget) -> None:
         keys = [key for key in search.open if search.policies[key.group].use_l2]
         if not keys or self._bypassed(search, Tier.L2, keys):
             return
@@ -318,7 +247,7 @@ class Cascade:
         search.seen_in_l2 = held = self._l2.get_many(keys, search.policies, timeout_s=budget.left_s())
         self._judge(search, Tier.L2, keys, held, self._monotonic() - started)
 
-    def _bypassed(self, search: _Search, tier: Tier, keys: Iterable[Key]) -> bool:
+    def _bypassed(self, search: Search, tier: Tier, keys: Iterable[Key]) -> bool:
         """A request for values of age 0 wants the source itself."""
         if search.max_age_s != 0:
             return False
@@ -326,7 +255,7 @@ class Cascade:
             search.stats.miss(tier, key.group, MissReason.BYPASS)
         return True
 
-    def _judge(self, search: _Search, tier: Tier, keys: Sequence[Key], held: Found, elapsed_s: float) -> None:
+    def _judge(self, search: Search, tier: Tier, keys: Sequence[Key], held: Found, elapsed_s: float) -> None:
         stats, hits, asked = search.stats, search.stats.hits(tier), len(search.found)
         for key in keys:
             entry = held[key]
@@ -336,11 +265,9 @@ class Cascade:
                     search.degradations.add(Degradation.CACHE_UNAVAILABLE)
                 continue
             policy, share = search.policies[key.group], self._life_share(key)
-            verdict = policy.verdict(entry, now=search.now, max_age_s=search.max_age_s, life_share=share)
-            if not _reaches(search, key, entry):
-                verdict = Verdict.UNPROVEN
+            verdict = search.verdict(key, entry, life_share=share)
             if not verdict.serves:
-                _keep_newest(search.expired, key, entry, tier)
+                search.keep_newest(key, entry, tier)
                 reason = MissReason.EXPIRED if verdict is Verdict.EXPIRED else MissReason.UNPROVEN
                 stats.miss(tier, key.group, reason)
                 continue
@@ -353,17 +280,17 @@ class Cascade:
             hits[key.group].append(max(0.0, search.now - entry.as_of))
             if verdict is Verdict.FRESH and not search.traceless:
                 self._refresh_early(search, key, entry, policy.fresh_for_s * share - (search.now - entry.as_of))
-        search.open = [key for key in search.open if key not in search.found]
+        search.close_found()
         stats.latency(tier, {key.group for key in keys}, elapsed_s)
-        _add_to_trace(search.trace, TierTrace(tier, len(keys), len(search.found) - asked, elapsed_s * 1000))
+        search.asked(TierTrace(tier, len(keys), len(search.found) - asked, elapsed_s * 1000))
 
-    def _refresh_early(self, search: _Search, key: Key, entry: Entry, gap_s: float) -> None:
+    def _refresh_early(self, search: Search, key: Key, entry: Entry, gap_s: float) -> None:
         if gap_s < HORIZON_COSTS * entry.cost_s:
             uniform = 1.0 - self._random.random()  # in (0, 1]
             if refreshes_early(gap_s=gap_s, cost_s=entry.cost_s, uniform=uniform):
                 self._refresher.refresh([key], search.policies, search.loader)
 
-    def _end_with_ids_that_never_were(self, search: _Search) -> None:
+    def _end_with_ids_that_never_were(self, search: Search) -> None:
         if not search.open or search.max_age_s == 0:
             return
         # What must be proven is not left to the filter: it may be two seconds behind.
@@ -379,12 +306,12 @@ class Cascade:
         search.open = [key for key in search.open if key.entity not in unknown]
         search.stats.event("unknown_by_filter", len(unknown))
 
-    def _load(self, search: _Search) -> None:
+    def _load(self, search: Search) -> None:
         if not search.open:
             return
         policies, source = search.policies, self._source_tier
         started = self._monotonic()
-        spare = {key: search.expired[key][0] for key in search.open if self._serves_meanwhile(search, key)}
+        spare = {key: search.expired[key][0] for key in search.open if search.serves_meanwhile(key)}
         loaded = self._loading.load(
             Order(
                 keys=search.open,
@@ -412,10 +339,10 @@ class Cascade:
         search.refreshing |= loaded.refreshing
         search.source_failed = search.source_failed or loaded.failed
         search.stats.latency(source, {key.group for key in search.open}, elapsed_s)
-        _add_to_trace(search.trace, TierTrace(source, len(search.open), len(loaded.found), elapsed_s * 1000))
-        search.open = [key for key in search.open if key not in search.found]
+        search.asked(TierTrace(source, len(search.open), len(loaded.found), elapsed_s * 1000))
+        search.close_found()
 
-    def _tell_membership(self, search: _Search, read: Mapping[Key, Entry]) -> None:
+    def _tell_membership(self, search: Search, read: Mapping[Key, Entry]) -> None:
         """What the source said of ids that the filter let through: its false positives are measured by that."""
         exists: dict[Entity, bool] = {}
         for key, entry in read.items():
@@ -424,66 +351,9 @@ class Cascade:
             for entity, known in exists.items():
                 search.membership.observed(*entity, exists=known)
 
-    def _look_for_copies(self, search: _Search, keys: Sequence[Key]) -> None:
+    def _look_for_copies(self, search: Search) -> None:
         """The request wanted the source itself, which is away: an old value, flagged, beats none at all."""
         for tier in (self._l1, self._l2):
-            for key, entry in tier.peek_many(keys, search.policies).items():
+            for key, entry in tier.peek_many(search.open, search.policies).items():
                 if isinstance(entry, Entry):
-                    _keep_newest(search.expired, key, entry, tier.tier)
-
-    def _serve_expired(self, search: _Search) -> None:
-        """What is within its grace period serves flagged, the rest has no value at all."""
-        if search.open and search.source_failed and search.max_age_s == 0:
-            self._look_for_copies(search, search.open)
-        for key in search.open:
-            if not self._has_spare(search, key):
-                search.degradations.add(Degradation.SOURCE_UNAVAILABLE)
-                continue
-            search.found[key] = held = search.expired[key]
-            search.spared.add(key)
-            search.stats.late()[key.group].append(max(0.0, search.now - held[0].as_of))
-            search.degradations.add(
-                Degradation.STALE_REFRESHING if key in search.refreshing else Degradation.STALE_SOURCE_UNAVAILABLE
-            )
-
-    def _outcome(self, search: _Search, key: Key) -> Outcome:
-        max_age_s = search.policies[key.group].allowed_age_s(search.max_age_s)
-        held = search.found.get(key)
-        if held is None:
-            search.stats.defaulted(key.group)
-            return Outcome(key, None, Tier.DEFAULT, 0.0, max_age_s)
-        entry, tier = held
-        if entry.values is None:
-            search.degradations.add(Degradation.UNKNOWN_ENTITY)
-            search.stats.defaulted(key.group)
-            return Outcome(key, entry, Tier.DEFAULT, 0.0, max_age_s, False, (Degradation.UNKNOWN_ENTITY,))
-        age_s = max(0.0, search.now - entry.as_of)
-        # Said of the moment of the answer: a copy that was fresh when its tier was asked may have passed its limit
-        # while the source was read for another key. A limit of 0 forbids copies; what the source says is fresh.
-        unproven = key in search.spared and (search.policies[key.group].proven or not _reaches(search, key, entry))
-        if unproven or (age_s > max_age_s and not (max_age_s == 0 and tier is self._source_tier)):
-            search.degradations.add(Degradation.STALE)
-            search.stats.stale(key.group)
-            return Outcome(key, entry, tier, age_s, max_age_s, True, (Degradation.STALE,))
-        return Outcome(key, entry, tier, age_s, max_age_s)
-
-
-def _reaches(search: _Search, key: Key, entry: Entry) -> bool:
-    """Whether a copy is no older than what the caller has seen of the key."""
-    return entry.version >= search.at_least.get(key, 0)
-
-
-def _keep_newest(held: dict[Key, tuple[Entry, Tier]], key: Key, entry: Entry, tier: Tier) -> None:
-    if key not in held or held[key][0].version <= entry.version:
-        held[key] = (entry, tier)
-
-
-def _add_to_trace(trace: list[TierTrace], looked_up: TierTrace) -> None:
-    """A tier that was asked in two steps has one line."""
-    for held in trace:
-        if held.tier is looked_up.tier:
-            held.asked += looked_up.asked
-            held.hit += looked_up.hit
-            held.ms += looked_up.ms
-            return
-    trace.append(looked_up)
+                    search.keep_newest(key, entry, tier.tier)

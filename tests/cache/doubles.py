@@ -61,6 +61,11 @@ class MemoryTier(LocalTier, SharedTier):
     def get(self, key: Key, /) -> Entry | None:
         return None if self.outage else self.held.get(key)
 
+    peek = get
+
+    def why_missing(self, key: Key, /) -> MissReason:
+        return self.outage or MissReason.COLD
+
     def get_many(self, keys: Sequence[Key], policies: Mapping[str, Policy], *, timeout_s: float | None = None) -> Found:
         self.calls.append("get")
         return self._found(keys)

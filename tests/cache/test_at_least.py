@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlserve.cache import cascade as cascade_module
+from mlserve.cache import following
 from mlserve.cache.cascade import Reading
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
@@ -314,7 +314,7 @@ def test_who_waits_for_another_thread_with_an_older_copy_waits_for_its_answer(
     held_up: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not only as long as somebody whose copy may serve flagged meanwhile."""
-    monkeypatch.setattr(cascade_module, "WAIT_WITH_COPY_S", 0.0)
+    monkeypatch.setattr(following, "WAIT_WITH_COPY_S", 0.0)
     world = held_up
     world.l1.held[A] = world.source.write(A)
     world.clock.advance(90)
@@ -333,7 +333,7 @@ def test_who_waits_for_another_thread_with_an_older_copy_waits_for_its_answer(
 
 def test_who_has_waited_in_vain_with_an_older_copy_reads(held_up: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other thread is stuck, not the source: the older copy does not serve."""
-    monkeypatch.setattr(cascade_module, "FOLLOW_S", 0.02)
+    monkeypatch.setattr(following, "FOLLOW_S", 0.02)
     world = held_up
     world.l1.held[A] = world.source.write(A)
     world.clock.advance(90)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import pytest
 
 from mlserve.cache import filler as filler_module
+from mlserve.cache.chain import NEVER_BEGUN
 from mlserve.cache.entry import Entry
 from mlserve.cache.filler import Filler
 from mlserve.cache.keys import Key
@@ -34,7 +35,9 @@ class SlowTier(MemoryTier):
         self.gate = threading.Event()
         self.entered = threading.Event()
 
-    def put_many(self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy]) -> bool:
+    def put_many(
+        self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], *, since: int = NEVER_BEGUN
+    ) -> bool:
         self.entered.set()
         self.gate.wait(10)
         return super().put_many(entries, policies)
@@ -87,7 +90,9 @@ def test_a_fill_that_cannot_be_written_does_not_end_the_filling() -> None:
     """It is counted; the thread goes on."""
 
     class Choosy(MemoryTier):
-        def put_many(self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy]) -> bool:
+        def put_many(
+            self, entries: Mapping[Key, Entry], policies: Mapping[str, Policy], *, since: int = NEVER_BEGUN
+        ) -> bool:
             if _key(13) in entries:
                 raise ValueError("unlucky")
             return super().put_many(entries, policies)

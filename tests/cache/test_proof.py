@@ -353,7 +353,7 @@ def test_l2_does_not_count_where_it_has_lost_what_was_heard_of_it(world: ProvenW
     before = world.told
     version = world.source.write(KEY).version
     world.relay(Change("customer", "c1", "group", version))
-    assert before is not None
+    assert before is not None and record is not None
     world.client.set(name_of(0), before.pack())
     world.client.restore(names_of("customer", "c1", 1).record, 60_000, record, replace=True)
     world.forget_l1()

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from mlserve.cache import cascade as cascade_module
-from mlserve.cache.cascade import FOLLOW_S, Reading
+from mlserve.cache import following
+from mlserve.cache.cascade import Reading
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.loading import Loader, SourceUnavailable
@@ -143,7 +143,7 @@ def test_who_has_an_old_copy_does_not_wait_for_long(world: World) -> None:
         first = _first(threads, world, A)
         began = time.monotonic()
         reading = world.read(A)
-        assert time.monotonic() - began < FOLLOW_S / 2
+        assert time.monotonic() - began < following.FOLLOW_S / 2
         assert (_only(reading).version, _only(reading).tier) == (old.version, Tier.L1)
         assert reading.degradations == {Degradation.STALE, Degradation.STALE_REFRESHING}
         assert world.stats.ages["late"]["group"] == [90]
@@ -155,7 +155,7 @@ def test_who_has_an_old_copy_does_not_wait_for_long(world: World) -> None:
 
 def test_who_has_waited_in_vain_looks_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is stuck in the source holds nobody up for ever."""
-    monkeypatch.setattr(cascade_module, "FOLLOW_S", 0.02)
+    monkeypatch.setattr(following, "FOLLOW_S", 0.02)
     world.source.write(A)
     with ThreadPoolExecutor(1) as threads:
         first = _first(threads, world, A)

@@ -10,10 +10,12 @@ import redis
 from django.core.cache import caches
 from redis.cluster import ClusterNode
 from redis.crc import key_slot
+from redis.exceptions import MovedError
 
 from mlserve.cache.breaker import FIRST_INTERVAL_S, LONGEST_INTERVAL_S, State
 from mlserve.cache.clock import SystemClock
 from mlserve.cache.outcome import MissReason
+from mlserve.cache.tiers.cluster import ClusterWire
 from mlserve.cache.tiers.cluster_map import REFRESH_INTERVAL_S
 from mlserve.cache.wiring import l2_client
 from tests.cache.wire_contract import (
@@ -162,6 +164,32 @@ def test_a_moved_slot_is_followed_at_once(scene: Scene, cluster_topology: Cluste
         assert _errors(source, "MOVED") == rejected == 1
     finally:
         cluster_topology.reshard([slot], target, source)
+
+
+def test_what_a_former_owner_said_of_a_slot_is_asked_again_where_it_sends_others(
+    scene: Scene, cluster_topology: ClusterTopology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is demoted between two commands: its watermark would vouch for records of the new owner's history.
+
+    What is bound to no other command keeps its answer, since it may have been a write.
+    """
+    scene.wire.ask([command(b"SET", KEY, b"new"), command(b"SET", KEY + b":record", b"record")])
+    owner = cluster_topology.owner(KEY)
+    exchange, rounds = ClusterWire._exchange, 0
+
+    def demoted_in_between(self: ClusterWire, items: list[Any], deadline: float, *, shed: bool) -> list[Any]:
+        nonlocal rounds
+        rounds += 1
+        if rounds > 1:
+            return exchange(self, items, deadline, shed=shed)
+        moved = MovedError(f"{key_slot(KEY)} {owner.address}")
+        return list(zip(items, [b"old", b"old", moved], strict=True))
+
+    monkeypatch.setattr(ClusterWire, "_exchange", demoted_in_between)
+    bound = command(b"GET", KEY)._replace(of_slot=True)
+    asked = [bound, command(b"GET", KEY), command(b"GET", KEY + b":record")]
+    assert scene.wire.ask(asked) == [b"new", b"old", b"record"]
+    assert rounds == 2
 
 
 def test_a_slot_on_the_move_answers_from_both_sides(scene: Scene, cluster_topology: ClusterTopology) -> None:

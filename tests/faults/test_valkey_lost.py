@@ -72,6 +72,7 @@ def test_a_valkey_that_comes_back_empty_is_filled_again(warm: World, valkey_cach
     assert _source_tiers(warm.score()) == {"l2"}
 
 
+@pytest.mark.quiet
 def test_a_frozen_valkey_costs_one_request_one_timeout(warm: World, valkey_cache: ServerHandle) -> None:
     """The first waits once, for all of its keys; later ones are refused by the breaker without asking."""
     valkey_cache.freeze()

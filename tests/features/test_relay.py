@@ -451,6 +451,7 @@ def _wait_until_it_goes_on(client: redis.Redis) -> None:
     until(lambda: _fresh(client, now), within_s=60)
 
 
+@pytest.mark.quiet
 def test_a_restart_of_postgres_is_waited_for(empty: redis.Redis, running: Relay, postgres: ServerHandle) -> None:
     """kill -9 of the server: the chain goes on where it was, with the same epoch."""
     until(lambda: _fresh(empty, 0))
@@ -539,6 +540,7 @@ def _command(*options: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize("frozen", ["nobody", "cache", "postgres"])
+@pytest.mark.quiet
 def test_sigterm_ends_it_within_a_second(
     frozen: str, empty: redis.Redis, valkey_cache: ServerHandle, postgres: ServerHandle
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_process_that_is_stopped_takes_nothing_with_it(world: World, broker: r
     assert _counted(merchant) == len(ages_s)
 
 
+@pytest.mark.quiet
 def test_a_process_that_is_killed_loses_its_last_second_at_most(
     world: World, broker: redis.Redis, record_property: Callable[[str, object], None]
 ) -> None:

@@ -28,7 +28,8 @@ from warmup import tasks
 
 CONNECTION_NAME = "worker-under-test"
 PATIENCE_S = 60.0
-FRESH_FOR_S = 6.0
+FRESH_FOR_S = 4.0
+"""Beat has hot keys renewed every second."""
 
 
 @contextmanager
@@ -85,6 +86,7 @@ def _copy(key: Key) -> Entry | None:
     return found if isinstance(found, Entry) else None
 
 
+@pytest.mark.quiet
 def test_a_hot_key_is_refreshed_before_it_expires_and_no_request_ever_misses(
     world: World, worker: Path, tmp_path: Path
 ) -> None:
@@ -104,7 +106,7 @@ def test_a_hot_key_is_refreshed_before_it_expires_and_no_request_ever_misses(
         first = _copy(key)
         assert first is not None
         began, answers = time.monotonic(), []
-        while time.monotonic() - began < 2 * FRESH_FOR_S:  # twice as long as a copy lives
+        while time.monotonic() - began < 1.5 * FRESH_FOR_S:  # longer than a copy lives
             answers.append(look_up())
             time.sleep(0.05)
     # A busy machine may let L2 miss its 50 ms now and then; that is no key that had expired.

@@ -112,6 +112,7 @@ def test_without_a_relay_postgres_answers(world: World, write: Write) -> None:
     assert tiers == {Tier.L1, Tier.L3}
 
 
+@pytest.mark.quiet
 def test_a_score_finds_its_customers_activity_in_l2(world: World) -> None:
     """It was written through with the writer's lease: the next score need not read Postgres."""
     world.edit_policy("customer_activity", freshness="proven")
@@ -188,6 +189,7 @@ def _over_bound(seen: list[Seen], written: dict[str, list[Written]], bound_s: fl
     return count
 
 
+@pytest.mark.quiet
 def test_no_unflagged_read_is_older_than_the_bound(world: World, write: Write) -> None:
     """Under writers whom the application does not hear of; with wrong values none at all.
 

@@ -34,7 +34,10 @@ def test_builds_wait_in_another_queue_than_refreshes() -> None:
     """Each queue has a worker of its own, so a build of minutes delays no refresh."""
     for entry in settings.CELERY_BEAT_SCHEDULE.values():
         route = current_app.amqp.router.route({}, entry["task"])
-        is_quick = entry["task"].startswith("warmup.") or entry["task"] == "features.flush_write_behind"
+        is_quick = entry["task"].startswith("warmup.") or entry["task"] in (
+            "features.flush_write_behind",
+            "features.inspect_cache",
+        )
         assert route["queue"].name == ("refresh" if is_quick else "build")
 
 

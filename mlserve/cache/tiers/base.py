@@ -51,6 +51,14 @@ class LocalTier(CacheTier, Protocol):
         """One key, as quick as memory allows; counts as a use of the entry."""
         ...
 
+    def peek(self, key: Key, /) -> Entry | None:
+        """As `get`, but leaves no trace."""
+        ...
+
+    def why_missing(self, key: Key, /) -> MissReason:
+        """Of a key that was not there."""
+        ...
+
     @property
     def vouched_at(self) -> float:
         """Whatever was committed before this moment (s since 1970) has been taken out. To be read before a copy is."""

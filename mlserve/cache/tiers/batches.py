@@ -118,6 +118,11 @@ class Batches:
         """What the partition's bytes say; None if they are no watermark, or not sealed by us."""
         return parse(text, name_of(partition), self._seal)
 
+    def claim(self, held: Mapping[int, bytes], marker: bytes) -> dict[int, Answer]:
+        """Puts `marker`, which is no watermark, in the place of what each partition holds."""
+        answers = self._call({partition: (name_of(partition), was, marker, ()) for partition, was in held.items()})
+        return {at: Applied(marker) if isinstance(answer, Applied) else answer for at, answer in answers.items()}
+
     def apply(self, steps: Mapping[int, Step], *, batch: str) -> dict[int, Answer]:
         """Takes each partition its step on; all of them at the same time. `batch` is a name that never comes twice."""
         answers: dict[int, Answer] = {}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 from django.core.cache import caches
 from django_redis import get_redis_connection
 from django_redis.cache import RedisCache
+from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 
 from mlserve.cache.breaker import Breaker, State
@@ -107,10 +108,14 @@ class ClusterWire:
         """One round trip to all nodes concerned, at the same time. Returns what is to be asked again."""
         redirected: list[_Item] = []
         undecided: list[_Item] = []
+        moved: dict[int, Node] = {}
         for item, reply in self._exchange(items, deadline, shed=shed):
             match reply:
                 case AskError():
-                    redirected += self._redirect(item, reply)
+                    to = self._redirect(item, reply)
+                    redirected += to
+                    if to and isinstance(reply, MovedError):
+                        moved[key_slot(item.command.name)] = to[0].node
                 case ClusterDownError() | TryAgainError():
                     undecided.append(item)
                 case _:
@@ -119,6 +124,13 @@ class ClusterWire:
         if undecided and self._map.begin_refresh():
             self._map.wait(deadline - time.monotonic())
             redirected += self._assign((item.at, item.command) for item in undecided)
+        # What the former owner of a slot said of it holds of its own history, and not of the new owner's.
+        bound = [item for item in items if item.command.of_slot and key_slot(item.command.name) in moved]
+        again = [item._replace(node=moved[key_slot(item.command.name)], asking=False) for item in bound]
+        for item in again:
+            replies[item.at] = MissReason.TIMEOUT
+        places = {item.at for item in again}
+        redirected = again + [item for item in redirected if item.at not in places]
         return redirected if time.monotonic() < deadline else []
 
     def _redirect(self, item: _Item, error: AskError) -> list[_Item]:

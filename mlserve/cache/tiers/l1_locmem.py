@@ -206,7 +206,7 @@ class L1Tier:
         self.store = store
         self.chain = chain or NullChain()
         self.begin = self.chain.begin
-        self.get = store.get
+        self.get, self.peek, self.why_missing = store.get, store.peek, store.why_missing
 
     @property
     def vouched_at(self) -> float:

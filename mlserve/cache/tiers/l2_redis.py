@@ -394,7 +394,7 @@ def _read_command(record: bytes, groups: tuple[str, ...]) -> Command:
 
 @lru_cache(1024)
 def _get_command(name: bytes) -> Command:
-    return Command(name, pack(b"GET", name))
+    return Command(name, pack(b"GET", name), of_slot=True)
 
 
 def _lengths_command(record: bytes, field: bytes) -> Command:

@@ -30,10 +30,15 @@ UNREACHABLE = (redis.RedisError, OSError, ValueError)
 
 
 class Command(NamedTuple):
-    """`name`: the key that decides the node. `packed`: the whole command in the Redis protocol."""
+    """`name`: the key that decides the node. `packed`: the whole command in the Redis protocol.
+
+    `of_slot`: its reply is only worth something if it is of the node that answers the other commands of its slot. It is
+    asked again where one of them is sent elsewhere, so it must only read.
+    """
 
     name: bytes
     packed: bytes
+    of_slot: bool = False
 
 
 def pack(*parts: bytes) -> bytes:

@@ -63,7 +63,7 @@ def test_a_line_is_not_due_before_somebody_has_seen_it_committed(bench: Bench) -
 
 
 def test_a_transaction_that_runs_while_the_cursor_passes_is_not_lost(bench: Bench) -> None:
-    """It had begun before what was looked at, and committed after: it is due when it is old, neither sooner nor never."""
+    """It had begun before what was looked at, and committed after: due when it is old, neither sooner nor never."""
     with closing(psycopg.connect(conninfo())) as slow:
         slow.execute(_WRITE, (GROUP, bench.key.id, [1.0] * 6))
         bench.write(1, other := bench.other_key())

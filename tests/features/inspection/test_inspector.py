@@ -192,6 +192,7 @@ def test_a_wrong_copy_in_a_process_is_found_and_repaired(proven: Bench) -> None:
     version = proven.write(1)
     proven.settled()
     now = engine().clock.now()
+    until(lambda: engine().chain.vouched_of(proven.key) > now)  # it follows the stream: what comes now stays
     engine().l1.store.put(proven.key, Entry(version, now, now, (7.0,) * 6, 0.0, now))
     inspector = proven.look_after(2)
     assert _causes(inspector, "l1") == [Cause.WRONG_BYTES]
