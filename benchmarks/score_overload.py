@@ -220,7 +220,7 @@ def open_overload(progress: Progress) -> Iterator[list[Contest]]:
                 ),
                 Contest(
                     name="overload-sessions",
-                    ours_is=f"the most sessions of PostgreSQL during {storm}",
+                    ours_is=f"the most sessions of PostgreSQL, the relay's among them, during {storm}",
                     other_is=calm,
                     unit="sessions",
                     compare=Compare.OURS,
