@@ -89,6 +89,20 @@ def test_nobody_waits_for_ever(admission: Admission) -> None:
     assert admission.under_way == 1
 
 
+def test_a_place_that_comes_at_the_last_moment_is_kept(admission: Admission) -> None:
+    """Handed over just when patience was at its end: refusing now would lose the place."""
+    admission.enter()
+    admission.enter()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(admission.enter)
+        until(partial(_waits, admission, 1))
+        with admission._lock:
+            threading.Event().wait(2 * INTERVAL_S)  # it has given up, and asks for the lock to say so
+            admission._waiting.popleft().release()
+        assert waiting.result(_PATIENT_S) is None
+    assert (admission.under_way, admission.waiting) == (2, 0)
+
+
 def test_in_a_standing_queue_patience_is_short(
     admission: Admission, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,6 +217,15 @@ def test_what_was_at_hand_stays_at_hand_if_the_rest_is_refused(two: list[Process
     assert one.take(LARGE, 20) and one.asked == asked
 
 
+def test_what_was_at_hand_is_spent_with_the_rest(two: list[Process], redis_client: redis.Redis) -> None:
+    """A batch that takes both leaves neither."""
+    one, other = two
+    one.take(LARGE)
+    assert one.take(LARGE, 50)
+    _stop_inflow(redis_client)
+    assert one.take_all(LARGE) + other.take_all(LARGE) <= LARGE.burst - 51 + 3  # what flowed in meanwhile
+
+
 def test_a_changed_limit_counts_at_once(two: list[Process], redis_client: redis.Redis) -> None:
     """A smaller burst is kept from the next request on."""
     one, _ = two
