@@ -54,13 +54,12 @@ class OpenLoop:
     """Connections that are kept from run to run."""
 
     def __init__(self, host: str, port: int, *, connections: int = CONNECTIONS) -> None:
+        self._address = host, port
         self._selector = selectors.DefaultSelector()
         self._free: deque[_Connection] = deque()
         self._busy: set[_Connection] = set()
         for _ in range(connections):
-            connection = _Connection(host, port)
-            self._selector.register(connection.socket, selectors.EVENT_READ, connection)
-            self._free.append(connection)
+            self._connect()
 
     def close(self) -> None:
         for key in list(self._selector.get_map().values()):
@@ -70,6 +69,7 @@ class OpenLoop:
     def run(self, *, rate_per_s: float, seconds: float, next_request: Callable[[], bytes]) -> Outcome:
         """Raises BenchmarkFailed if a connection breaks, or if there were too few to send at the rate."""
         outcome = Outcome()
+        self._receive(outcome, 0.0)
         started = perf_counter()
         while (now := perf_counter()) < started + seconds:
             due = min(int((now - started) * rate_per_s) - outcome.offered, _MOST_AT_ONCE, len(self._free))
@@ -84,6 +84,11 @@ class OpenLoop:
         if self._busy:
             raise BenchmarkFailed(f"overload: {len(self._busy)} requests got no answer within {_DRAIN_S:g} s")
         return outcome
+
+    def _connect(self) -> None:
+        connection = _Connection(*self._address)
+        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+        self._free.append(connection)
 
     def _send(self, request: bytes, due: float) -> None:
         connection = self._free.popleft()
@@ -106,7 +111,14 @@ class OpenLoop:
                     continue
                 raise BenchmarkFailed(f"overload: a connection broke: {error}") from error
             if not chunk:
-                raise BenchmarkFailed("overload: the server closed a connection")
+                if connection in self._busy:
+                    raise BenchmarkFailed("overload: the server closed a connection instead of answering")
+                # It had been idle for longer than the server keeps one.
+                self._selector.unregister(connection.socket)
+                connection.socket.close()
+                self._free.remove(connection)
+                self._connect()
+                continue
             connection.received += chunk
             if _is_whole(connection.received):
                 self._note(outcome, connection)

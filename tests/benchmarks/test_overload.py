@@ -3,8 +3,10 @@
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
+from socket import MSG_PEEK, SHUT_WR, socket
 from threading import Event, Thread, Timer
 
 import pytest
@@ -13,6 +15,7 @@ from django.core.management import CommandError, call_command
 from benchmarks.contest import BenchmarkFailed
 from benchmarks.http_load import post
 from benchmarks.open_loop import OpenLoop
+from tests.fixtures.waiting import until
 
 HOST = "127.0.0.1"
 
@@ -57,6 +60,13 @@ def _request(path: str) -> bytes:
     return post(path=path, host=HOST, key="k", body=b"{}")
 
 
+def _is_closed(peer: socket) -> bool:
+    try:
+        return peer.recv(1, MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+
+
 def test_answers_are_counted_by_what_they_say(loop: OpenLoop) -> None:
     """A score, a refusal, an error; each has its time."""
     paths = cycle(["/200", "/503", "/200", "/500", "/429"])
@@ -75,6 +85,16 @@ def test_the_rate_does_not_wait_for_answers(loop: OpenLoop) -> None:
     timer.join()
     assert outcome.offered == 8
     assert max(outcome.answered_s) > 0.25
+
+
+def test_a_connection_that_the_server_gave_up_is_replaced(loop: OpenLoop) -> None:
+    """While it is idle; the next run has as many as before."""
+    for connection in list(loop._free)[:3]:
+        connection.socket.shutdown(SHUT_WR)  # which the server answers with its own end
+        until(partial(_is_closed, connection.socket))
+    outcome = loop.run(rate_per_s=100, seconds=0.3, next_request=lambda: _request("/200"))
+    assert len(outcome.answered_s) == outcome.offered > 0
+    assert len(loop._free) == 8
 
 
 def test_requests_without_an_answer_are_said(loop: OpenLoop, monkeypatch: pytest.MonkeyPatch) -> None:
