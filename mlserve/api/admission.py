@@ -1,8 +1,8 @@
 """How many scores a process works on at once, how many may wait, and for how long; the rest is refused at once.
 
 A process that takes in all that it is asked for answers nobody in time once it is asked for more than it can do: what
-it then finishes was given up by its caller long ago. Refused early, a request costs some 30 us; what is admitted keeps
-its latency, and throughput stays what it was.
+it then finishes was given up by its caller long ago. A request that is refused early costs next to nothing; what is
+admitted keeps its latency, and throughput stays what it was.
 
 As many requests as have a place are under way; the next ones wait for one in the order of their arrival. What tells a
 burst from overload is whether the queue has been empty lately, not its length: in a burst each may wait up to

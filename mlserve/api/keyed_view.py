@@ -13,7 +13,6 @@ class KeyedView(ApiView):
     """Holds the key to its limit: each request is one unit, and a view that does more charges the rest by itself.
 
     Refuses query parameters with 400, once the key is checked: a misspelled one never passes silently.
-
     A view that takes some says so by `reads_parameters` and reads them by itself.
     """
 
