@@ -22,7 +22,8 @@ from typing import Final
 from mlserve.cache.clock import Clock
 
 INTERVAL_S: Final = 0.1
-TARGET_S: Final = 0.01
+TARGET_S: Final = 0.03
+"""As long as a score takes on a slow disk: a few clients that ask without a pause are no overload."""
 
 
 class Refusal(StrEnum):

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, Final
 
 import msgspec
+from django.http import HttpResponse
 
 from mlserve.api.admission import Admission, Refusal
 from mlserve.api.problems import CONTENT_TYPE, TYPE_PREFIX, Problem
@@ -61,9 +62,22 @@ class Gate:
             waited_s = perf_counter() - arrived
             if waited_s > _WAITED_S:
                 ADMISSION_WAIT.observe(waited_s)
-            return self._application(environ, start_response)
+            return _finished(self._application(environ, start_response))
         finally:
             self._admission.leave()
+
+
+def _finished(response: Iterable[bytes]) -> Iterable[bytes]:
+    """The body, once all that the request holds is given back: its connection to Postgres too.
+
+    A server closes a response after it was sent. The next request on that connection would then begin beside the end of
+    this one, on another thread, and both would fight for the interpreter.
+    """
+    if not isinstance(response, HttpResponse):
+        return response
+    body = response.content
+    response.close()
+    return [body]
 
 
 class _Meta:
