@@ -20,6 +20,7 @@ from features.models import (
     FeatureGroupRecord,
     FeatureRecord,
     InspectionFinding,
+    LabelReport,
     PolicyRevision,
     Transaction,
     TtlPolicy,
@@ -250,6 +251,22 @@ class TransactionAdmin(ReadOnlyAdmin):
     @admin.display(ordering="occurred_at")
     def occurred(self, transaction: Transaction) -> str:
         return f"{transaction.occurred_at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+@admin.register(LabelReport)
+class LabelReportAdmin(ReadOnlyAdmin):
+    list_display = ("transaction_id", "is_fraud", "was", "applied", "reported", "recorded", "client")
+    list_filter = ("is_fraud", "applied", "recorded_at")
+    search_fields = ("transaction_id__exact",)
+    search_help_text = "The whole id of a transaction."
+
+    @admin.display(description="reported at", ordering="reported_at")
+    def reported(self, report: LabelReport) -> str:
+        return f"{report.reported_at:%Y-%m-%d %H:%M:%S} UTC"
+
+    @admin.display(description="recorded at", ordering="recorded_at")
+    def recorded(self, report: LabelReport) -> str:
+        return f"{report.recorded_at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 @admin.register(FeatureGroupRecord)

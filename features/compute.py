@@ -9,10 +9,10 @@ byte by byte (for digits that is by number). Amounts are those of the ledger: fo
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
-from operator import itemgetter
-from typing import Any
+from operator import itemgetter, mul
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -99,6 +99,23 @@ def activity_windows(values: Sequence[float], *, at: float, amount: float, tag: 
     )
 
 
+def with_transaction(values: Sequence[float] | None, *, at: float, amount: float, tag: float) -> Vector:
+    """A customer's stored activity as recording this transaction would leave it; unchanged if it is in there already.
+
+    None stands for a customer of whom nothing is known.
+    """
+    if not values:
+        return (0.0, at, amount, tag)
+    times = values[1::3]
+    end = here = bisect_right(times, at)
+    while here and times[here - 1] == at:
+        here -= 1
+        if values[3 * here + 3] == tag:
+            return tuple(values)
+    place = 1 + 3 * end
+    return (*values[:place], at, amount, tag, *values[place:])
+
+
 class VectorPlan:
     """How to derive the vector that one model version declares; made once, used for every score. Thread-safe.
 
@@ -168,8 +185,10 @@ def cosine(left: Sequence[float] | None, right: Sequence[float] | None) -> float
     """Between -1 and 1; 0 if either is unknown or all zero."""
     if not left or not right:
         return 0.0
-    norm = math.sqrt(sum(x * x for x in left) * sum(x * x for x in right))
-    return sum(x * y for x, y in zip(left, right, strict=True)) / norm if norm else 0.0
+    if len(left) != len(right):
+        raise ValueError(f"embeddings of {len(left)} and {len(right)} numbers")
+    norm = math.sqrt(sum(map(mul, left, left)) * sum(map(mul, right, right)))
+    return sum(map(mul, left, right)) / norm if norm else 0.0
 
 
 def _calendar(at: float) -> tuple[float, float]:
@@ -211,29 +230,84 @@ def customer_windows(customer: Integers, at_us: Integers, amount_units: Integers
     return np.column_stack(columns)
 
 
-def merchant_windows(merchant: Integers, at_us: Integers, fraud: Integers) -> Floats:
+class LateLabels(NamedTuple):
+    """Spans of time in which something else was known of a row than its label says now. Columns of equal length.
+
+    From `begin_us` on and before `end_us` the row counted as `fraud` (1 or 0). Only what was said later than
+    `LABEL_DELAY_DAYS` after the transaction matters: windows look no nearer.
+    """
+
+    row: Integers
+    begin_us: Integers
+    end_us: Integers
+    fraud: Integers
+
+
+_none = np.empty(0, dtype=np.int64)
+NONE_LATE = LateLabels(_none, _none, _none, _none)
+
+
+def merchant_windows(merchant: Integers, at_us: Integers, fraud: Integers, *, late: LateLabels = NONE_LATE) -> Floats:
     """Count and share of fraud of every row's merchant, the windows ending seven days earlier: [n, 6].
 
-    `fraud` is 1 where fraud is known, else 0. An empty window has share 0.
+    `fraud` is 1 where fraud is known, else 0; what was said `late` counts from the moment on at which it was said. An
+    empty window has share 0.
     """
-    return _delayed_windows(_Lines(merchant, at_us), at_us, fraud)
+    lines = _Lines(merchant, at_us)
+
+    def wrongly_counted(days: int) -> Integers:
+        # A row lies in the windows of the rows of its merchant from `enters` on and before `leaves`, which stand side
+        # by side: a step up where they begin, one down where they end.
+        enters, leaves, excess = _spans(at_us, fraud, late, days)
+        steps = np.zeros(len(at_us) + 1, dtype=np.int64)
+        np.add.at(steps, lines.first_from(merchant[late.row], enters), excess)
+        np.add.at(steps, lines.first_from(merchant[late.row], leaves), -excess)
+        counted: Integers = np.cumsum(steps)[lines.place]
+        return counted
+
+    return _delayed_windows(lines, at_us, fraud, wrongly_counted)
 
 
-def merchant_windows_at(merchants: int, merchant: Integers, at_us: Integers, fraud: Integers, *, now_us: int) -> Floats:
+def merchant_windows_at(
+    merchants: int,
+    merchant: Integers,
+    at_us: Integers,
+    fraud: Integers,
+    *,
+    now_us: int,
+    late: LateLabels = NONE_LATE,
+) -> Floats:
     """The same at one moment for each of the `merchants`: [merchants, 6]."""
     lines = _Lines(merchant, at_us, asked=np.arange(merchants, dtype=np.int64))
-    return _delayed_windows(lines, np.full(merchants, now_us, dtype=np.int64), fraud)
+
+    def wrongly_counted(days: int) -> Integers:
+        enters, leaves, excess = _spans(at_us, fraud, late, days)
+        counted = np.zeros(merchants, dtype=np.int64)
+        np.add.at(counted, merchant[late.row], np.where((enters <= now_us) & (now_us < leaves), excess, 0))
+        return counted
+
+    return _delayed_windows(lines, np.full(merchants, now_us, dtype=np.int64), fraud, wrongly_counted)
 
 
-def _delayed_windows(lines: "_Lines", at_us: Integers, fraud: Integers) -> Floats:
+def _spans(at_us: Integers, fraud: Integers, late: LateLabels, days: int) -> tuple[Integers, Integers, Integers]:
+    """From when and until when a window of `days` counts a late row by its label of now, and by how much too high."""
+    oldest_us = at_us[late.row] + LABEL_DELAY_DAYS * DAY_US
+    enters = np.maximum(oldest_us, late.begin_us)
+    leaves = np.maximum(enters, np.minimum(oldest_us + days * DAY_US, late.end_us))
+    return enters, leaves, fraud[late.row] - late.fraud
+
+
+def _delayed_windows(
+    lines: "_Lines", at_us: Integers, fraud: Integers, wrongly_counted: Callable[[int], Integers]
+) -> Floats:
     known_us = at_us - LABEL_DELAY_DAYS * DAY_US
     end = lines.after(known_us)
     frauds = lines.running(fraud)
     columns = []
     for days in WINDOW_DAYS:
         start = lines.after(known_us - days * DAY_US)
-        count = end - start
-        columns += [count.astype(np.float64), (frauds[end] - frauds[start]) / np.maximum(count, 1)]
+        count, found = end - start, frauds[end] - frauds[start] - wrongly_counted(days)
+        columns += [count.astype(np.float64), found / np.maximum(count, 1)]
     return np.column_stack(columns)
 
 
@@ -347,6 +421,11 @@ class _Lines:
         """The place of each asked entity's first row later than its edge."""
         rank = np.searchsorted(self._at_us, edge_us, side="right")
         return np.searchsorted(self._keys, self._asked * self._stride + rank, side="left")
+
+    def first_from(self, entity: Integers, edge_us: Integers) -> Integers:
+        """The place of each entity's first row at its edge or later."""
+        rank = np.searchsorted(self._at_us, edge_us, side="left")
+        return np.searchsorted(self._keys, entity.astype(np.int64) * self._stride + rank, side="left")
 
     def running(self, values: Integers) -> Integers:
         """Sums of all values before each place; differences of two are exact."""

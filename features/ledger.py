@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from django.db import connection
 from pyarrow import csv
 
-from features.compute import AMOUNT_UNITS, Floats, Integers
+from features.compute import AMOUNT_UNITS, Floats, Integers, LateLabels
+from features.definitions import LABEL_DELAY_DAYS
 
 Names = npt.NDArray[np.object_]
 
@@ -21,7 +22,7 @@ class Ledger:
     """Rows by moment, equal moments by transaction id (shorter first, then byte by byte).
 
     `customer` and `merchant` are codes into `customers` and `merchants`, which are sorted. `amount_units` are 1e-4 of
-    the currency. `label` is 1 for fraud, 0 for not, -1 as long as nobody has said.
+    the currency. `label` is 1 for fraud, 0 for not, -1 as long as nobody has said; `late` says when less was known.
     """
 
     transaction_ids: Names
@@ -32,6 +33,7 @@ class Ledger:
     merchant: Integers
     amount_units: Integers
     label: npt.NDArray[np.int8]
+    late: LateLabels
 
     def __len__(self) -> int:
         return len(self.at_us)
@@ -63,6 +65,7 @@ def read_ledger(*, until: datetime) -> Ledger:
         merchant=merchant,
         amount_units=columns["amount_units"].to_numpy(),
         label=columns["label"].to_numpy(),
+        late=_late_labels(columns["steps"]),
     )
 
 
@@ -72,12 +75,44 @@ def microseconds(moment: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
+def _late_labels(column: Any) -> LateLabels:
+    """Of rows whose label came, or changed, later than labels do: each step with what had been known until then.
+
+    A step is `recorded at:known before`, oldest first. One that came in time is none: no window asks so early.
+    """
+    rows: list[int] = []
+    begins: list[int] = []
+    ends: list[int] = []
+    known: list[int] = []
+    labelled = pc.indices_nonzero(pc.not_equal(pc.fill_null(column, ""), ""))
+    for row, steps in zip(labelled.to_pylist(), column.take(labelled).to_pylist(), strict=True):
+        begin = _ALWAYS_US
+        for step in steps.split(";"):
+            end, before = map(int, step.split(":"))
+            rows.append(row)
+            begins.append(begin)
+            ends.append(end)
+            known.append(before)
+            begin = end
+    return LateLabels(*(np.array(numbers, dtype=np.int64) for numbers in (rows, begins, ends, known)))
+
+
+_ALWAYS_US = -(2**62)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY = f"""
 COPY (
     SELECT id, (extract(epoch FROM occurred_at) * 1000000)::bigint, customer_id, merchant_id,
-           (amount * {AMOUNT_UNITS})::bigint, coalesce(is_fraud::int, -1)
+           (amount * {AMOUNT_UNITS})::bigint, coalesce(is_fraud::int, -1), late.steps
     FROM features_transaction
+    LEFT JOIN (
+        SELECT report.transaction_id,
+               string_agg((extract(epoch FROM report.recorded_at) * 1000000)::bigint || ':' ||
+                          coalesce(report.was, false)::int, ';' ORDER BY report.id) AS steps
+        FROM features_labelreport AS report JOIN features_transaction AS labelled ON labelled.id = report.transaction_id
+        WHERE report.applied AND report.is_fraud <> coalesce(report.was, false)
+              AND report.recorded_at > labelled.occurred_at + interval '{LABEL_DELAY_DAYS * 24} hours'
+        GROUP BY report.transaction_id
+    ) AS late ON late.transaction_id = id
     WHERE occurred_at <= %s
     ORDER BY occurred_at, octet_length(id), id COLLATE "C"
 ) TO STDOUT (FORMAT csv, FORCE_QUOTE (id, customer_id, merchant_id))
@@ -89,6 +124,7 @@ _COLUMNS = {
     "merchant_id": pa.dictionary(pa.int32(), pa.string()),
     "amount_units": pa.int64(),
     "label": pa.int8(),
+    "steps": pa.string(),
 }
 
 

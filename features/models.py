@@ -31,6 +31,30 @@ class Transaction(models.Model):
         return self.id
 
 
+class LabelReport(models.Model):
+    """Who said when what became of a transaction. The ledger has the label in force; this is how it came about."""
+
+    transaction_id = models.TextField()
+    is_fraud = models.BooleanField()
+    reported_at = models.DateTimeField()
+    """When the reporter says it was known. Of two reports the newer one by this moment is in force."""
+    recorded_at = models.DateTimeField()
+    """When this service learnt it: before, no feature may know."""
+    client = models.TextField()
+    """The API key's prefix."""
+    applied = models.BooleanField()
+    """Whether it came into force; one that is older than the report in force does not."""
+    was = models.BooleanField(null=True)
+    """The label that was in force before."""
+
+    class Meta:
+        indexes = (models.Index(fields=["transaction_id", "id"], name="label_report_transaction"),)
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"{self.transaction_id}: {'fraud' if self.is_fraud else 'genuine'}"
+
+
 class FeatureRow(models.Model):
     """What the source knows of one entity in one feature group.
 

@@ -82,7 +82,7 @@ def _columns(ledger: Ledger, span: slice, names: frozenset[str], progress: Progr
     columns = {"amount": amount, "is_weekend": calendar[:, 0], "is_night": calendar[:, 1]}
     progress("windows", 0.0)
     customers = compute.customer_windows(ledger.customer, ledger.at_us, ledger.amount_units)[span]
-    merchants = compute.merchant_windows(ledger.merchant, ledger.at_us, ledger.fraud)[span]
+    merchants = compute.merchant_windows(ledger.merchant, ledger.at_us, ledger.fraud, late=ledger.late)[span]
     columns |= dict(zip(BASELINE_FEATURES[3:], [*customers.T, *merchants.T], strict=True))
     if names.intersection(_PROFILE_FEATURES):
         columns |= _profile_columns(ledger, span, progress)

@@ -183,7 +183,12 @@ class _Values:
     def _merchant_risk(self) -> tuple[Names, Floats]:
         ledger = self._ledger
         return ledger.merchants, compute.merchant_windows_at(
-            len(ledger.merchants), ledger.merchant, ledger.at_us, ledger.fraud, now_us=microseconds(self._as_of)
+            len(ledger.merchants),
+            ledger.merchant,
+            ledger.at_us,
+            ledger.fraud,
+            now_us=microseconds(self._as_of),
+            late=ledger.late,
         )
 
     def _both_embeddings(self) -> tuple[Floats, Floats]:

@@ -27,7 +27,7 @@ def keys_of(*, groups: Sequence[str], customer_id: str, merchant_id: str) -> dic
 
 
 def read_groups(
-    keys: Mapping[str, Key],
+    keys: Mapping[Any, Key],
     *,
     book: PolicyBook,
     request: RequestTier,

@@ -9,12 +9,14 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from mlserve.console import units
 from mlserve.console.readonly import ReadOnlyAdmin
 from mlserve.errors import MlserveError
+from predictions.evaluation import evaluate_model
 from predictions.messages import ScoreResponse
 from predictions.models import Activation, Decision, ModelVersion
 from predictions.registry.register import activate
@@ -44,6 +46,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
         "digest",
         "thresholds",
         "metrics_table",
+        "online_table",
         "parity_table",
         "training_table",
         "features_table",
@@ -140,6 +143,30 @@ class ModelVersionAdmin(ReadOnlyAdmin):
     @admin.display(description="metrics")
     def metrics_table(self, version: ModelVersion) -> SafeString:
         return _pairs(version.metrics)
+
+    @admin.display(description="online, by day")
+    def online_table(self, version: ModelVersion) -> SafeString | str:
+        """What became of its decisions of the last 30 days."""
+        evaluation = evaluate_model(version, now=timezone.now())
+        if not evaluation.total.decisions:
+            return f"No decisions in the last {evaluation.days} days."
+        if not evaluation.total.labelled:
+            return f"Decisions in the last {evaluation.days} days: {evaluation.total.decisions}, none of them labelled."
+        return _table(
+            ("Day", "Decisions", "Labelled", "Fraud", "Precision", "Recall", "AUC", ""),
+            (
+                (
+                    f"{one.day:%Y-%m-%d}" if one.day else "all",
+                    one.decisions,
+                    one.labelled,
+                    one.frauds,
+                    *(_number(value) for value in (one.precision, one.recall, one.auc_roc)),
+                    "" if one.mature else "labels still to come",
+                )
+                for one in (*reversed(evaluation.by_day), evaluation.total)
+            ),
+            numbers={1, 2, 3, 4, 5, 6},
+        )
 
     @admin.display(description="parity")
     def parity_table(self, version: ModelVersion) -> SafeString:

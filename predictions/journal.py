@@ -38,6 +38,7 @@ from predictions.messages import ScoreResponse, with_degradation
 
 _log = structlog.get_logger(__name__)
 MOST_PER_COMMIT = 200
+"""Reached, a commit takes in nobody else; what one request brings is not divided."""
 PATIENCE_S = 1.5
 """For each statement of a commit; after that the batch goes to the spool, where repetitions do no harm."""
 WAIT_S = 5.0
@@ -108,7 +109,7 @@ class _Waiting:
     def result(self, timeout_s: float) -> Recorded:
         if not self._done.acquire(timeout=timeout_s):
             raise JournalTimeout(
-                f"the decision on transaction {self.entry.transaction.id} was not stored within {timeout_s:g} s; "
+                f"the decision on transaction {self.entry.transaction.id} was not stored within {WAIT_S:g} s; "
                 "send the same request again to learn whether it stands"
             )
         if self.error is not None:
@@ -121,17 +122,38 @@ class Journal:
     """Of one process. Thread-safe; the thread starts with the first entry."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Sequence[_Waiting] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def record(self, entry: JournalEntry) -> Recorded:
         """Returns when the decision is durable. Raises TransactionConflict, JournalTimeout or `spool.SpoolFailed`."""
         waiting = _Waiting(entry)
+        self._hand_over((waiting,))
+        return waiting.result(WAIT_S)
+
+    def record_many(self, entries: Sequence[JournalEntry]) -> list[Recorded | MlserveError]:
+        """How each ended, in their order, when all are durable or refused. One commit, perhaps with others' entries.
+
+        Of entries with one transaction id the first counts; later ones are repetitions or conflicts.
+        """
+        waiting = [_Waiting(entry) for entry in entries]
+        if waiting:
+            self._hand_over(waiting)
+        monotonic = engine().clock.monotonic
+        until = monotonic() + WAIT_S
+        outcomes: list[Recorded | MlserveError] = []
+        for each in waiting:
+            try:
+                outcomes.append(each.result(max(0.0, until - monotonic())))
+            except MlserveError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _hand_over(self, waiting: Sequence[_Waiting]) -> None:
         if self._thread is None:
             self._start()
         self._queue.put(waiting)
-        return waiting.result(WAIT_S)
 
     def stop(self) -> None:
         """Returns when all that was handed over is finished and the thread has ended with its connection."""
@@ -149,14 +171,14 @@ class Journal:
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
-            batch = [first]
+            batch = list(first)
             with contextlib.suppress(queue.Empty):
                 while len(batch) < MOST_PER_COMMIT:
                     following = self._queue.get_nowait()
                     if following is None:
                         self._queue.put(None)
                         break
-                    batch.append(following)
+                    batch.extend(following)
             try:
                 _finish_all(batch)
             except Exception as error:

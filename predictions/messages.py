@@ -31,6 +31,7 @@ Currency = Annotated[
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a time zone, from 1970 to at most one day from now")
 ]
+IsFraud = Annotated[bool, Meta(description="true or false")]
 MaxAge = Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, 0 to 31,536,000 (a year)")]
 
 
@@ -52,6 +53,14 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_age_s: MaxAge | None = None
 
 
+class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What became of a transaction, as somebody reports it. `reported_at`: when they said so; now if it is left out."""
+
+    transaction_id: TransactionId
+    is_fraud: IsFraud
+    reported_at: Moment | None = None
+
+
 class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to answer. A dry run stores nothing, fills nothing and counts nothing."""
 
@@ -61,12 +70,12 @@ class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class ServedModel(msgspec.Struct, frozen=True):
+class ServedModel(msgspec.Struct, frozen=True, gc=False):
     name: str
     version: int
 
 
-class Reason(msgspec.Struct, frozen=True):
+class Reason(msgspec.Struct, frozen=True, gc=False):
     """`effect` is the change of the score against this feature at its training median, in probability."""
 
     feature: str
@@ -75,7 +84,7 @@ class Reason(msgspec.Struct, frozen=True):
     text: str
 
 
-class ServedFeature(msgspec.Struct, frozen=True):
+class ServedFeature(msgspec.Struct, frozen=True, gc=False):
     """One number of the model's input, with where it came from.
 
     A feature that derives from two groups shows the older one, or the one that is stale. `as_of` and `age_s` are None
@@ -91,7 +100,7 @@ class ServedFeature(msgspec.Struct, frozen=True):
     stale: bool
 
 
-class ServedTier(msgspec.Struct, frozen=True):
+class ServedTier(msgspec.Struct, frozen=True, gc=False):
     tier: str
     asked: int
     hit: int

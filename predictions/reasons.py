@@ -10,6 +10,8 @@ What it does not promise: effects do not add up to the score, and features that 
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from features.definitions import MODEL_FEATURES, ModelFeature
 from predictions.messages import Reason
 from predictions.registry.artifact import LoadedModel
@@ -24,11 +26,30 @@ def explain(model: LoadedModel, values: Sequence[float], *, currency: str = "") 
 
     `currency` names the unit of amounts in the texts.
     """
-    usual = model.baseline
-    vectors = [tuple(values)]
-    for i, baseline in enumerate(usual):
-        vectors.append((*values[:i], baseline, *values[i + 1 :]))
-    score, *without = model.score_many(vectors)
+    return explain_many(model, [values], currencies=[currency])[0]
+
+
+def explain_many(
+    model: LoadedModel, rows: Sequence[Sequence[float]], *, currencies: Sequence[str]
+) -> list[tuple[Reason, ...]]:
+    """`explain` of each row, in one run of the session for all of them."""
+    if not rows:
+        return []
+    width = len(model.baseline)
+    vectors = np.repeat(np.array(rows, np.float64)[:, np.newaxis, :], width + 1, axis=1)
+    each = np.arange(width)
+    vectors[:, each + 1, each] = model.baseline
+    scores = model.score_many(vectors.reshape(-1, width))
+    return [
+        _strongest(model, values, scores[start : start + width + 1], currency)
+        for values, currency, start in zip(rows, currencies, range(0, len(scores), width + 1), strict=True)
+    ]
+
+
+def _strongest(
+    model: LoadedModel, values: Sequence[float], scores: Sequence[float], currency: str
+) -> tuple[Reason, ...]:
+    score, *without = scores
     effects = [(score - other, i) for i, other in enumerate(without)]
     effects.sort(key=lambda effect: (-abs(effect[0]), effect[1]))
     return tuple(
@@ -36,7 +57,7 @@ def explain(model: LoadedModel, values: Sequence[float], *, currency: str = "") 
             feature=model.feature_names[i],
             value=values[i],
             effect=effect,
-            text=_text(model.feature_names[i], values[i], usual[i], currency),
+            text=_text(model.feature_names[i], values[i], model.baseline[i], currency),
         )
         for effect, i in effects[:MOST_REASONS]
         if abs(effect) > SMALLEST_EFFECT

@@ -5,17 +5,17 @@ model, artifact and exact input), decide, say what was degraded, make it durable
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from functools import lru_cache
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from struct import pack
 from typing import ClassVar
 
 import msgspec
 
-from features.compute import Derived, VectorPlan, transaction_tag
-from features.definitions import CUSTOMER_ACTIVITY, MODEL_FEATURES
-from features.ingest import NewTransaction
+from features.compute import VectorPlan, transaction_tag
+from features.definitions import CUSTOMER_ACTIVITY
 from features.policies import policies_in_force
 from features.vectors import keys_of, read_groups
 from features.write_behind import note_score
@@ -23,33 +23,20 @@ from mlserve.cache.budget import Budget
 from mlserve.cache.cascade import Reading
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import PREDICTION, Key
-from mlserve.cache.outcome import Degradation, Outcome, Tier, TierTrace
+from mlserve.cache.outcome import Degradation, Outcome
 from mlserve.cache.policy import PolicyBook
 from mlserve.cache.tiers.request import RequestTier
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
 from predictions import delivery
+from predictions.answers import make_response, needs_reasons, trace_of, what_was_asked_for
 from predictions.decisions import decide
+from predictions.identity import digest_of, transaction_of
 from predictions.journal import JournalEntry, journal, stored_response
-from predictions.messages import (
-    Reason,
-    RiskLevel,
-    ScoreOptions,
-    ScoreRequest,
-    ScoreResponse,
-    ServedFeature,
-    ServedModel,
-    ServedTier,
-    with_degradation,
-)
+from predictions.messages import ScoreOptions, ScoreRequest, ScoreResponse, with_degradation
 from predictions.reasons import explain
 from predictions.registry.active import current_model
 from predictions.registry.artifact import LoadedModel
-
-_AGE_DIGITS = 6
-_MS_DIGITS = 3
-"""Microseconds: what the clock gives; more digits would only look precise."""
-_TIERS_BY_DISTANCE = {tier: distance for distance, tier in enumerate(Tier)}
 
 
 class FeaturesUnavailable(MlserveError):
@@ -86,9 +73,9 @@ def score_transaction(
     """
     cache, model, book = engine(), current_model(), policies_in_force()
     delivery.ensure_delivering()
-    lap = _Laps(cache.clock.monotonic)
+    lap = Laps(cache.clock.monotonic)
     budget = cache.budget()
-    plan = _plan_of(model.feature_names)
+    plan = plan_of(model.feature_names)
 
     keys = keys_of(groups=plan.groups, customer_id=request.customer_id, merchant_id=request.merchant_id)
     reading = read_groups(
@@ -101,7 +88,7 @@ def score_transaction(
         leave_no_trace=options.dry_run,
     )
     outcomes = {group: reading.outcomes[key] for group, key in keys.items()}
-    _refuse_missing(outcomes, reading, book)
+    refuse_missing(outcomes, reading.degradations, book)
     lap("features")
 
     derived = plan.derive(
@@ -113,15 +100,22 @@ def score_transaction(
     prediction = _predict(model, derived.values, book=book, budget=budget, dry_run=options.dry_run)
     lap("predict")
 
-    response = _response(
+    predicted = next(iter(prediction.outcomes.values()))
+    assert predicted.values is not None, "the model always answers"
+    decided = decide(predicted.values[0], model.thresholds)
+    response = make_response(
         request=request,
-        options=options,
         model=model,
-        book=book,
+        policy_version=book.version,
         derived=derived,
         outcomes=outcomes,
-        readings=(reading, prediction),
+        degradations=reading.degradations,
+        prediction=predicted,
+        decided=decided,
+        reasons=explain(model, derived.values, currency=request.currency) if needs_reasons(options, decided) else (),
+        trace=trace_of((reading, prediction)),
         decided_at=datetime.fromtimestamp(now, UTC),
+        features=options.features or not options.dry_run,
     )
     lap("decide")
     versions = _versions_of(reading.outcomes, at_least or {})
@@ -130,9 +124,9 @@ def score_transaction(
 
     recorded = journal().record(
         JournalEntry(
-            transaction=_transaction_of(request),
+            transaction=transaction_of(request),
             client=client,
-            digest=_digest_of(request),
+            digest=digest_of(request),
             model_version_id=model.model_version_id,
             policy_version=book.version,
             response=response,
@@ -156,7 +150,7 @@ def stored_score(transaction_id: str) -> bytes | None:
     return stored_response(transaction_id)
 
 
-class _Laps:
+class Laps:
     """How long each step took."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
@@ -175,12 +169,14 @@ class _Laps:
 
 
 @lru_cache(maxsize=16)
-def _plan_of(feature_names: tuple[str, ...]) -> VectorPlan:
+def plan_of(feature_names: tuple[str, ...]) -> VectorPlan:
+    """How a model version's vectors are derived, worked out once."""
     return VectorPlan(feature_names)
 
 
-def _refuse_missing(outcomes: Mapping[str, Outcome], reading: Reading, book: PolicyBook) -> None:
-    if Degradation.SOURCE_UNAVAILABLE not in reading.degradations:
+def refuse_missing(outcomes: Mapping[str, Outcome], degradations: AbstractSet[Degradation], book: PolicyBook) -> None:
+    """Raises FeaturesUnavailable if a group that a policy demands could not be read. `outcomes` by feature group."""
+    if Degradation.SOURCE_UNAVAILABLE not in degradations:
         return
     refused = [
         group
@@ -241,125 +237,8 @@ def prediction_id(model: LoadedModel, values: tuple[float, ...]) -> str:
     return digest.hexdigest()
 
 
-def _response(
-    *,
-    request: ScoreRequest,
-    options: ScoreOptions,
-    model: LoadedModel,
-    book: PolicyBook,
-    derived: Derived,
-    outcomes: Mapping[str, Outcome],
-    readings: tuple[Reading, Reading],
-    decided_at: datetime,
-) -> ScoreResponse:
-    prediction = next(iter(readings[1].outcomes.values()))
-    assert prediction.values is not None, "the model always answers"
-    score = prediction.values[0]
-    decided = decide(score, model.thresholds)
-    degradations = readings[0].degradations | ({Degradation.WINDOW_INCOMPLETE} if derived.incomplete else set())
-    ages = [outcome.age_s for outcome in outcomes.values() if outcome.values is not None]
-    reasons: tuple[Reason, ...] = ()
-    if options.reasons or decided.risk_level is not RiskLevel.LOW:
-        reasons = explain(model, derived.values, currency=request.currency)
-    return ScoreResponse(
-        transaction_id=request.transaction_id,
-        score=score,
-        risk_level=decided.risk_level,
-        decision=decided.decision,
-        reasons=reasons,
-        degraded=bool(degradations),
-        degraded_reasons=tuple(sorted(degradations)),
-        oldest_feature_age_s=round(max(ages), _AGE_DIGITS) if ages else None,
-        model=ServedModel(model.name, model.version),
-        policy_version=book.version,
-        prediction_tier=prediction.tier,
-        decided_at=decided_at,
-        features=_served(model.feature_names, derived.values, outcomes),
-        trace=_merged(readings),
-    )
-
-
-class _Provenance(msgspec.Struct, frozen=True):
-    """Where the features that derive from the same groups come from: the farthest tier, the oldest value."""
-
-    tier: str
-    as_of: datetime | None
-    age_s: float | None
-    max_age_s: float | None
-    stale: bool
-
-
-_FROM_REQUEST = _Provenance(Tier.REQUEST, None, None, None, False)
-
-
-def _served(
-    names: Sequence[str], values: Sequence[float], outcomes: Mapping[str, Outcome]
-) -> tuple[ServedFeature, ...]:
-    provenance: dict[tuple[str, ...], _Provenance] = {(): _FROM_REQUEST}
-    served = []
-    for name, value in zip(names, values, strict=True):
-        groups = MODEL_FEATURES[name].groups
-        source = provenance.get(groups)
-        if source is None:
-            source = provenance[groups] = _provenance([outcomes[group] for group in groups])
-        served.append(
-            ServedFeature(name, value, source.tier, source.as_of, source.age_s, source.max_age_s, source.stale)
-        )
-    return tuple(served)
-
-
-def _provenance(outcomes: Sequence[Outcome]) -> _Provenance:
-    farthest = max(outcomes, key=lambda each: (_TIERS_BY_DISTANCE[each.tier], each.age_s))
-    if farthest.values is None:
-        return _Provenance(Tier.DEFAULT, None, None, farthest.max_age_s, False)
-    oldest = max(outcomes, key=lambda each: each.age_s)
-    return _Provenance(
-        farthest.tier,
-        datetime.fromtimestamp(oldest.as_of, UTC),
-        round(oldest.age_s, _AGE_DIGITS),
-        oldest.max_age_s,
-        any(each.stale for each in outcomes),
-    )
-
-
-def _merged(readings: Sequence[Reading]) -> tuple[ServedTier, ...]:
-    merged: dict[Tier, TierTrace] = {}
-    for trace in (trace for reading in readings for trace in reading.trace):
-        held = merged.setdefault(trace.tier, TierTrace(trace.tier))
-        held.asked += trace.asked
-        held.hit += trace.hit
-        held.ms += trace.ms
-    return tuple(
-        ServedTier(trace.tier, trace.asked, trace.hit, round(trace.ms, _MS_DIGITS)) for trace in merged.values()
-    )
-
-
 _encoder = msgspec.json.Encoder()
 
 
 def _encode(response: ScoreResponse, options: ScoreOptions) -> bytes:
-    """What was not asked for is left out; the journal keeps all of it."""
-    if not (options.features and options.trace):
-        response = msgspec.structs.replace(
-            response,
-            features=response.features if options.features else None,
-            trace=response.trace if options.trace else None,
-        )
-    return _encoder.encode(response)
-
-
-def _transaction_of(request: ScoreRequest) -> NewTransaction:
-    return NewTransaction(
-        request.transaction_id,
-        request.occurred_at,
-        request.customer_id,
-        request.merchant_id,
-        request.amount,
-        request.currency,
-    )
-
-
-def _digest_of(request: ScoreRequest) -> bytes:
-    """Over what makes the transaction, in one spelling; how fresh the features were asked for is not part of it."""
-    canonical = msgspec.structs.replace(request, occurred_at=request.occurred_at.astimezone(UTC), max_age_s=None)
-    return sha256(_encoder.encode(canonical)).digest()
+    return _encoder.encode(what_was_asked_for(response, options))

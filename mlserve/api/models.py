@@ -13,6 +13,7 @@ class ApiKey(models.Model):
 
     class Scope(models.TextChoices):
         SCORE = "score", "score transactions"
+        LABEL = "label", "report fraud"
         DEBUG = "debug", "look at features"
         OPERATE = "operate", "change the cache"
 

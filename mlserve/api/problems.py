@@ -50,18 +50,31 @@ def problem_response(
     errors: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> HttpResponse:
-    """The problem as a response, its status from the table in `mlserve.errors`."""
-    status = int(STATUS_OF[code])
-    problem = Problem(
+    """The problem as a response."""
+    problem = make_problem(request, code, detail, errors=errors)
+    return HttpResponse(_encode(problem), status=problem.status, content_type=CONTENT_TYPE, headers=dict(headers or {}))
+
+
+def make_problem(
+    request: HttpRequest | Request, code: ErrorCode, detail: str, *, errors: Sequence[FieldError] = ()
+) -> Problem:
+    """The problem, its status from the table in `mlserve.errors`."""
+    return Problem(
         type=f"{TYPE_PREFIX}{code}",
         title=TITLE_OF[code],
-        status=status,
+        status=int(STATUS_OF[code]),
         detail=detail,
         code=code,
         request_id=request_id_of(request),
         errors=tuple(errors),
     )
-    return HttpResponse(_encode(problem), status=status, content_type=CONTENT_TYPE, headers=dict(headers or {}))
+
+
+def problem_of_item(request: Request, error: MlserveError) -> Problem:
+    """What is wrong with one item of a list whose other items are answered."""
+    if STATUS_OF[error.code] >= 500:
+        _log.warning("item_failed", code=str(error.code), detail=error.detail)
+    return make_problem(request, error.code, error.detail, errors=error.errors)
 
 
 def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpResponse | None:

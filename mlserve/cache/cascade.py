@@ -43,12 +43,16 @@ _LATENCY_SAMPLE = 16
 """L1's look-ups are timed once in so many: a clock costs a tenth of what it would measure."""
 
 
+_NO_KEYS: Mapping[Key, AbstractSet[Degradation]] = MappingProxyType({})
+
+
 class Reading(msgspec.Struct):
-    """The outcome of every key asked for, and what each tier did for it."""
+    """The outcome of every key asked for, and what each tier did for it. `degraded`: the same degradations by key."""
 
     outcomes: dict[Key, Outcome]
     trace: list[TierTrace]
     degradations: AbstractSet[Degradation]
+    degraded: Mapping[Key, AbstractSet[Degradation]] = _NO_KEYS
 
 
 class Cascade:
@@ -170,7 +174,7 @@ class Cascade:
         for key in missing:
             outcomes[key] = search.outcome(key, source_tier=self._source_tier)
         request.remember(outcomes)
-        return Reading({key: outcomes[key] for key in keys}, trace, search.degradations)
+        return Reading({key: outcomes[key] for key in keys}, trace, search.degradations, search.degraded)
 
     # --- the walk, for what needs more thought ---
 
@@ -241,7 +245,7 @@ class Cascade:
             search.seen_in_l2 = dict.fromkeys(keys, MissReason.TIMEOUT)
             for key in keys:
                 search.stats.miss(Tier.L2, key.group, MissReason.TIMEOUT)
-            search.degradations.add(Degradation.CACHE_UNAVAILABLE)
+                search.flag(key, Degradation.CACHE_UNAVAILABLE)
             return
         started = self._monotonic()
         search.seen_in_l2 = held = self._l2.get_many(keys, search.policies, timeout_s=budget.left_s())
@@ -262,7 +266,7 @@ class Cascade:
             if isinstance(entry, MissReason):
                 stats.miss(tier, key.group, entry)
                 if entry in (MissReason.TIMEOUT, MissReason.BREAKER):
-                    search.degradations.add(Degradation.CACHE_UNAVAILABLE)
+                    search.flag(key, Degradation.CACHE_UNAVAILABLE)
                 continue
             policy, share = search.policies[key.group], self._life_share(key)
             verdict = search.verdict(key, entry, life_share=share)

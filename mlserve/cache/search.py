@@ -39,6 +39,12 @@ class Search(msgspec.Struct):
     spared: set[Key] = set()
     """Served although past their limit, unproven or older than `at_least`, the source being away."""
     degradations: set[Degradation] = set()
+    degraded: dict[Key, set[Degradation]] = {}
+    """The same by key."""
+
+    def flag(self, key: Key, degradation: Degradation) -> None:
+        self.degradations.add(degradation)
+        self.degraded.setdefault(key, set()).add(degradation)
 
     # --- what a copy is worth to this look-up ---
 
@@ -83,13 +89,13 @@ class Search(msgspec.Struct):
         """What is within its grace period serves flagged, the rest has no value at all."""
         for key in self.open:
             if not self.has_spare(key):
-                self.degradations.add(Degradation.SOURCE_UNAVAILABLE)
+                self.flag(key, Degradation.SOURCE_UNAVAILABLE)
                 continue
             self.found[key] = held = self.expired[key]
             self.spared.add(key)
             self.stats.late()[key.group].append(max(0.0, self.now - held[0].as_of))
-            self.degradations.add(
-                Degradation.STALE_REFRESHING if key in self.refreshing else Degradation.STALE_SOURCE_UNAVAILABLE
+            self.flag(
+                key, Degradation.STALE_REFRESHING if key in self.refreshing else Degradation.STALE_SOURCE_UNAVAILABLE
             )
 
     def outcome(self, key: Key, *, source_tier: Tier) -> Outcome:
@@ -100,7 +106,7 @@ class Search(msgspec.Struct):
             return Outcome(key, None, Tier.DEFAULT, 0.0, max_age_s)
         entry, tier = held
         if entry.values is None:
-            self.degradations.add(Degradation.UNKNOWN_ENTITY)
+            self.flag(key, Degradation.UNKNOWN_ENTITY)
             self.stats.defaulted(key.group)
             return Outcome(key, entry, Tier.DEFAULT, 0.0, max_age_s, False, (Degradation.UNKNOWN_ENTITY,))
         age_s = max(0.0, self.now - entry.as_of)
@@ -108,7 +114,7 @@ class Search(msgspec.Struct):
         # while the source was read for another key. A limit of 0 forbids copies; what the source says is fresh.
         unproven = key in self.spared and (self.policies[key.group].proven or not self.reaches(key, entry))
         if unproven or (age_s > max_age_s and not (max_age_s == 0 and tier is source_tier)):
-            self.degradations.add(Degradation.STALE)
+            self.flag(key, Degradation.STALE)
             self.stats.stale(key.group)
             return Outcome(key, entry, tier, age_s, max_age_s, True, (Degradation.STALE,))
         return Outcome(key, entry, tier, age_s, max_age_s)

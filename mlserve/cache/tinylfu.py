@@ -120,6 +120,13 @@ class TinyLfuStore:
             self._nodes.clear()
             self._segments = self._empty_segments()
 
+    def begin_anew(self) -> None:
+        """In a fork's child, where nobody else is at work, whoever held the lock in the parent."""
+        self._lock = Lock()
+        self._reads.clear()
+        self._nodes.clear()
+        self._segments = self._empty_segments()
+
     def __len__(self) -> int:
         return len(self._nodes)
 

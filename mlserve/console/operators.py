@@ -17,6 +17,7 @@ PERMISSIONS: dict[str, tuple[str, ...]] = {
         "view_policyrevision",
         "view_inspectionfinding",
         "view_transaction",
+        "view_labelreport",
         "view_featuregrouprecord",
         "view_featurerecord",
     ),

@@ -75,6 +75,8 @@ JOURNAL_BATCH = Histogram(
 )
 JOURNAL_SPOOLED = Counter("mlserve_journal_spooled_total", "Decisions written to the spool, Postgres being away.")
 
+LABELS = Counter("mlserve_labels_total", "Labels reported for transactions, by what became of each.", ["outcome"])
+
 WRITE_BEHIND_APPENDED = Counter(
     "mlserve_write_behind_batches_appended_total", "Batches that processes appended to the stream."
 )

@@ -1,71 +1,58 @@
-"""From the bytes of a request to a `ScoreRequest`, or to a list of everything that is wrong with it.
+"""From the bytes of a request to what scoring and labelling take. One object of a list is read as one alone is."""
 
-The good case costs a few microseconds: one typed pass of msgspec. It stops at the first mistake, so a body that it
-refuses is read a second time, field by field, with the same decoders, to report all of them.
-"""
-
-import json
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Final, Union
+from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
-from mlserve.api.bodies import MalformedBody
-from mlserve.api.parameters import SHOWN_CHARACTERS, InvalidParameter, read_parameters, shown
-from mlserve.errors import ErrorCode, FieldError, MlserveError
-from predictions.messages import ScoreOptions, ScoreRequest, TransactionId
+from mlserve.api.parameters import InvalidParameter, read_parameters, shown
+from mlserve.errors import FieldError, MlserveError
+from predictions.api.envelopes import Envelope
+from predictions.api.shapes import InvalidFields, RequestShape
+from predictions.messages import Label, ScoreOptions, ScoreRequest, TransactionId
 
 EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST_AHEAD: Final = timedelta(days=1)
 """Clocks of clients and time zones may be wrong by this much."""
 DECIMALS: Final = 4
 """What the ledger keeps of an amount."""
-_MAX_ERRORS: Final = 50
+MOST_TRANSACTIONS: Final = 100
+MOST_LABELS: Final = 1_000
+
+__all__ = ["InvalidFields", "decode_labels", "decode_score_batch", "decode_score_options", "decode_score_request"]
 
 
-class InvalidFields(MlserveError):
-    """The body is JSON, but not a `ScoreRequest`; `errors` has a JSON pointer for every wrong field."""
-
-    code: ClassVar[ErrorCode] = ErrorCode.INVALID_FIELDS
-
-
-_FIELDS: Final = msgspec.structs.fields(ScoreRequest)
-# Optional fields are UNSET where absent: only so can the fields that were given be counted.
-_GivenFields = msgspec.defstruct(
-    "_GivenFields",
-    [
-        (field.name, field.type) if field.required else (field.name, Union[field.type, UnsetType], UNSET)  # noqa: UP007
-        for field in _FIELDS
-    ],
-    forbid_unknown_fields=True,
-)
-_decode_given: Final = msgspec.json.Decoder(_GivenFields).decode
-_decode_field: Final[dict[str, Callable[[bytes | msgspec.Raw], Any]]] = {
-    field.name: msgspec.json.Decoder(field.type).decode for field in _FIELDS
-}
-_decode_raw_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_NAMES: Final = tuple(field.name for field in _FIELDS)
-_DESCRIPTIONS: Final[dict[str, str]] = {
-    name: branch["description"]
-    for name, schema in msgspec.json.schema_components([ScoreRequest])[1]["ScoreRequest"]["properties"].items()
-    for branch in schema.get("anyOf", [schema])  # what may be null is one of two
-    if "description" in branch
-}
+def _wrong_moment(moment: datetime, now: datetime) -> str | None:
+    if moment < EARLIEST:
+        return "before 1970"
+    if moment - now > LATEST_AHEAD:
+        return f"more than a day ahead of the server's time, {now:%Y-%m-%dT%H:%M:%SZ}"
+    return None
 
 
-def decode_score_request(body: bytes, *, now: datetime) -> ScoreRequest:
-    """The request in `body`. Raises `MalformedBody` if it is not JSON, `InvalidFields` if it is wrong."""
-    try:
-        wire = _decode_given(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _explain(body, now=now) from None
-    given = {name: value for name in _NAMES if (value := getattr(wire, name)) is not UNSET}
-    # No valid value holds a comma, so commas count the members: one more than there are names is a duplicate.
-    if body.count(b",") + 1 != len(given) or _wrong_moment(given["occurred_at"], now) or _wrong_amount(given["amount"]):
-        raise _explain(body, now=now)
-    return ScoreRequest(**given)
+def _wrong_amount(amount: float, _now: datetime) -> str | None:
+    return None if round(amount, DECIMALS) == amount else f"too exact: at most {DECIMALS} decimals"
+
+
+_SCORE: Final = RequestShape(ScoreRequest, rules={"occurred_at": _wrong_moment, "amount": _wrong_amount})
+_LABEL: Final = RequestShape(Label, rules={"reported_at": _wrong_moment})
+_BATCH: Final = Envelope("transactions", most=MOST_TRANSACTIONS)
+_LABELS: Final = Envelope("labels", most=MOST_LABELS)
+
+decode_score_request: Final = _SCORE.decode
+
+
+def decode_score_batch(body: bytes, *, now: datetime) -> list[ScoreRequest | MlserveError]:
+    """Each request in its place, or what `decode_score_request` says of it.
+
+    Raises `MalformedBody` or `BodyTooLarge` for the whole.
+    """
+    return _BATCH.decode(body, _SCORE, now=now)
+
+
+def decode_labels(body: bytes, *, now: datetime) -> list[Label | MlserveError]:
+    """Each label in its place, or what is wrong with it. Raises `MalformedBody` or `BodyTooLarge` for the whole."""
+    return _LABELS.decode(body, _LABEL, now=now)
 
 
 _NO_OPTIONS: Final = ScoreOptions()
@@ -97,103 +84,12 @@ def decode_score_options(query: str) -> ScoreOptions:
 def decode_transaction_id(text: str) -> str:
     """The id in a path. Raises `InvalidParameter`."""
     try:
-        return msgspec.convert(text, TransactionId)
+        decoded: Any = msgspec.convert(text, TransactionId)
     except msgspec.ValidationError as error:
-        raise _bad_parameter("transaction_id", text, _DESCRIPTIONS["transaction_id"]) from error
+        raise _bad_parameter("transaction_id", text, _SCORE.descriptions["transaction_id"]) from error
+    return str(decoded)
 
 
 def _bad_parameter(name: str, value: str, allowed: str) -> InvalidParameter:
     detail = f"{shown(value)} is not allowed; allowed: {allowed}"
     return InvalidParameter(f"{name}: {detail}.", errors=[FieldError(parameter=name, detail=detail)])
-
-
-def _explain(body: bytes, *, now: datetime) -> MlserveError:
-    try:
-        members = _members(body)
-        raw = _decode_raw_object(body)
-    except UnicodeDecodeError as error:
-        return MalformedBody(f"The body is not UTF-8: byte {error.start} starts no character.")
-    except RecursionError:
-        return MalformedBody("The body is nested too deeply.")
-    except msgspec.ValidationError:
-        return InvalidFields(
-            "The body is not a JSON object.", errors=[FieldError(pointer="", detail="expected an object")]
-        )
-    except ValueError as error:
-        return MalformedBody(f"The body is not JSON: {error}.")
-    duplicates = sorted({name for name in members if members.count(name) > 1}) if len(members) > len(raw) else []
-    if duplicates:
-        errors = [FieldError(pointer=_pointer(name), detail="stands there more than once") for name in duplicates]
-        return MalformedBody("The body has duplicate keys.", errors=errors[:_MAX_ERRORS])
-    errors = _field_errors(raw, now=now)
-    count = "One field is" if len(errors) == 1 else f"{len(errors)} fields are"
-    return InvalidFields(f"{count} wrong.", errors=errors[:_MAX_ERRORS])
-
-
-def _members(body: bytes) -> list[str]:
-    """The names of the outermost object, duplicates kept. Raises ValueError for what is not JSON."""
-    found: list[str] = []
-
-    def keep_names(pairs: list[tuple[str, Any]]) -> None:
-        found[:] = [name for name, _ in pairs]  # called for inner objects first
-
-    json.loads(
-        body.decode(), object_pairs_hook=keep_names, parse_int=str, parse_float=str, parse_constant=_refuse_constant
-    )
-    return found
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _field_errors(raw: dict[str, msgspec.Raw], *, now: datetime) -> list[FieldError]:
-    errors = []
-    for field in _FIELDS:
-        if field.name in raw:
-            detail = _judge(field.name, raw[field.name], now=now)
-        else:
-            detail = f"missing; {_DESCRIPTIONS[field.name]}" if field.required else None
-        if detail is not None:
-            errors.append(FieldError(pointer=_pointer(field.name), detail=detail))
-    known = f"unknown field; known: {', '.join(_NAMES)}"
-    errors.extend(FieldError(pointer=_pointer(name), detail=known) for name in raw if name not in _decode_field)
-    return errors
-
-
-def _judge(name: str, value: msgspec.Raw, *, now: datetime) -> str | None:
-    """What is wrong with this field, judged by the decoder that the good case uses; None if nothing is."""
-    try:
-        decoded = _decode_field[name](value)
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    except (msgspec.DecodeError, RecursionError) as error:
-        reason = str(error).partition(" - at `$")[0].partition(" matching regex")[0]
-        return f"{_raw(value)} is not allowed: {reason}; {_DESCRIPTIONS[name]}"
-    wrong = None
-    if name == "occurred_at":
-        wrong = _wrong_moment(decoded, now)
-    elif name == "amount":
-        wrong = _wrong_amount(decoded)
-    return wrong and f"{_raw(value)} is {wrong}"
-
-
-def _wrong_moment(moment: datetime, now: datetime) -> str | None:
-    if moment < EARLIEST:
-        return "before 1970"
-    if moment - now > LATEST_AHEAD:
-        return f"more than a day ahead of the server's time, {now:%Y-%m-%dT%H:%M:%SZ}"
-    return None
-
-
-def _wrong_amount(amount: float) -> str | None:
-    return None if round(amount, DECIMALS) == amount else f"too exact: at most {DECIMALS} decimals"
-
-
-def _pointer(name: str) -> str:
-    return "/" + name[:SHOWN_CHARACTERS].replace("~", "~0").replace("/", "~1")
-
-
-def _raw(value: msgspec.Raw) -> str:
-    text = bytes(value).decode("utf-8", "replace")
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

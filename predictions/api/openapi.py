@@ -14,6 +14,7 @@ from mlserve.api.openapi import (
     schema_of,
 )
 from mlserve.errors import ErrorCode
+from predictions.api.lists import BatchRequest, BatchResponse, LabelsRequest, LabelsResponse
 from predictions.api.model_list import ModelList
 from predictions.messages import ScoreRequest, ScoreResponse, TransactionId
 
@@ -64,6 +65,40 @@ _EXPLAINED: Final[dict[str, Any]] = {
     ],
     "trace": [{"tier": "l2", "asked": 6, "hit": 6, "ms": 0.31}],
 }
+_BATCH: Final[dict[str, Any]] = {
+    "results": [
+        {"status": 200, "answer": _RESPONSE},
+        {"status": 200, "replayed": True, "answer": {**_RESPONSE, "transaction_id": "example-3"}},
+        {
+            "status": 422,
+            "problem": {
+                "type": "urn:mlserve:error:invalid_fields",
+                "title": "Some fields are wrong",
+                "status": 422,
+                "detail": "One field is wrong.",
+                "code": "invalid_fields",
+                "request_id": "019aa9a2-6c5e-7b1d-9a55-3f0f6d1c2b7e",
+                "errors": [{"pointer": "/transactions/2/amount", "detail": "-1 is not allowed"}],
+            },
+        },
+    ]
+}
+_LABELS: Final[dict[str, Any]] = {
+    "results": [
+        {"status": 200, "outcome": "recorded", "is_fraud": True},
+        {
+            "status": 404,
+            "problem": {
+                "type": "urn:mlserve:error:not_found",
+                "title": "Nothing is here",
+                "status": 404,
+                "detail": "The ledger has no transaction example-3.",
+                "code": "not_found",
+                "request_id": "019aa9a2-6c5e-7b1d-9a55-3f0f6d1c2b7e",
+            },
+        },
+    ]
+}
 _MODELS: Final[dict[str, Any]] = {
     "models": [
         {
@@ -86,25 +121,25 @@ _TRANSACTION_ID: Final = OpenApiParameter(
     description="The id under which it was scored.",
 )
 
+_OPTIONS: Final = [
+    OpenApiParameter(
+        "include",
+        {"type": "array", "items": {"type": "string", "enum": ["features", "trace", "reasons"]}},
+        explode=False,
+        description="More of the answer: every feature with its tier and age; what each tier did; why this score.",
+    ),
+    OpenApiParameter(
+        "dry_run",
+        {"type": "string", "enum": ["true", "false"]},
+        description="Stores nothing, fills nothing, counts nothing.",
+    ),
+]
+
 describe_score = extend_schema(
     operation_id="score",
     summary="Score a transaction",
     tags=["scores"],
-    parameters=[
-        OpenApiParameter(
-            "include",
-            {"type": "array", "items": {"type": "string", "enum": ["features", "trace", "reasons"]}},
-            explode=False,
-            description="More of the answer: every feature with its tier and age; what each tier did; why this score.",
-        ),
-        OpenApiParameter(
-            "dry_run",
-            {"type": "string", "enum": ["true", "false"]},
-            description="Stores nothing, fills nothing, counts nothing.",
-        ),
-        VERSION_SENT,
-        VERSION_ANSWERED,
-    ],
+    parameters=[*_OPTIONS, VERSION_SENT, VERSION_ANSWERED],
     request=request_body(ScoreRequest),
     examples=[
         OpenApiExample("A payment", value=_REQUEST, request_only=True),
@@ -126,6 +161,31 @@ describe_score = extend_schema(
         ),
     },
 )
+describe_score_batch = extend_schema(
+    operation_id="score_batch",
+    summary="Score up to 100 transactions",
+    tags=["scores"],
+    parameters=[*_OPTIONS, VERSION_SENT],
+    request=request_body(BatchRequest),
+    examples=[
+        OpenApiExample(
+            "Two payments",
+            value={"transactions": [_REQUEST, {**_REQUEST, "transaction_id": "example-3", "amount": 7.9}]},
+            request_only=True,
+        )
+    ],
+    responses={
+        **answer(BatchResponse, "A result for each transaction, in their order", example=_BATCH),
+        **problems(
+            *KEYED,
+            ErrorCode.INVALID_PARAMETER,
+            ErrorCode.LENGTH_REQUIRED,
+            ErrorCode.BODY_TOO_LARGE,
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            ErrorCode.NO_ACTIVE_MODEL,
+        ),
+    },
+)
 describe_stored_score = extend_schema(
     operation_id="get_score",
     summary="A score that was given",
@@ -134,6 +194,34 @@ describe_stored_score = extend_schema(
     responses={
         **answer(ScoreResponse, "As it was given, with features and trace", example=_EXPLAINED),
         **problems(*KEYED, ErrorCode.INVALID_PARAMETER, ErrorCode.NOT_FOUND, ErrorCode.OVERLOADED),
+    },
+)
+describe_labels = extend_schema(
+    operation_id="report_labels",
+    summary="Report fraud, or its absence",
+    tags=["labels"],
+    request=request_body(LabelsRequest),
+    examples=[
+        OpenApiExample(
+            "A chargeback, and a payment that was genuine",
+            value={
+                "labels": [
+                    {"transaction_id": "example-1", "is_fraud": True, "reported_at": "2026-01-12T09:00:00Z"},
+                    {"transaction_id": "example-3", "is_fraud": False},
+                ]
+            },
+            request_only=True,
+        )
+    ],
+    responses={
+        **answer(LabelsResponse, "A result for each label, in their order", example=_LABELS),
+        **problems(
+            *KEYED,
+            ErrorCode.INVALID_PARAMETER,
+            ErrorCode.LENGTH_REQUIRED,
+            ErrorCode.BODY_TOO_LARGE,
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+        ),
     },
 )
 describe_models = extend_schema(

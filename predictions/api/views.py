@@ -1,20 +1,39 @@
 """Scoring over HTTP: decode, take the time, make one call, answer."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 
 import msgspec
 from django.http import HttpResponse
+from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 
 from mlserve.api import data_version
 from mlserve.api.authentication import client_of
 from mlserve.api.bodies import read_json_body
 from mlserve.api.keyed_view import KeyedView
-from mlserve.errors import ErrorCode, MlserveError
-from predictions.api.decoding import decode_score_options, decode_score_request, decode_transaction_id
+from mlserve.api.problems import problem_of_item
+from mlserve.api.throttle import charge
+from mlserve.errors import STATUS_OF, ErrorCode, MlserveError
+from predictions.api.decoding import (
+    decode_labels,
+    decode_score_batch,
+    decode_score_options,
+    decode_score_request,
+    decode_transaction_id,
+)
+from predictions.api.lists import BatchResponse, BatchResult, LabelResult, LabelsResponse
 from predictions.api.model_list import list_models
-from predictions.api.openapi import describe_models, describe_score, describe_stored_score
+from predictions.api.openapi import (
+    describe_labels,
+    describe_models,
+    describe_score,
+    describe_score_batch,
+    describe_stored_score,
+)
+from predictions.batch import score_batch
+from predictions.labels import take_labels
 from predictions.scoring import score_transaction, stored_score
 
 _JSON: Final = "application/json"
@@ -51,12 +70,48 @@ class ScoresView(_ScoringView):
             at_least=data_version.versions_sent(request),
         )
         headers = {
-            "Server-Timing": ", ".join(f"{name};dur={ms:.2f}" for name, ms in scored.server_timing.items()),
+            "Server-Timing": _server_timing(scored.server_timing),
             data_version.HEADER: data_version.token_of(scored.versions),
         }
         if scored.replayed:
             headers["Idempotent-Replayed"] = "true"
         return HttpResponse(scored.body, content_type=_JSON, headers=headers)
+
+
+class ScoreBatchView(_ScoringView):
+    reads_parameters = True
+
+    @describe_score_batch
+    def post(self, request: Request) -> HttpResponse:
+        """Scores up to 100 transactions as `POST /v1/scores` scores one, in far less time than one by one.
+
+        Each result says what a call of its own would have: its status with the answer, or with the problem. One that is
+        wrong harms no other. Of one customer's transactions a later one has the earlier ones in its windows.
+        """
+        body = read_json_body(request)
+        now = datetime.now(UTC)
+        requests = decode_score_batch(body, now=now)
+        charge(request, units=len(requests) - 1)
+        scored = score_batch(
+            requests=requests,
+            options=decode_score_options(request.META["QUERY_STRING"]),
+            client=_client_id(request),
+            now=now.timestamp(),
+            at_least=data_version.versions_sent(request),
+        )
+        results = [
+            BatchResult(status=int(STATUS_OF[item.code]), problem=problem_of_item(request, item))
+            if isinstance(item, MlserveError)
+            else BatchResult(status=200, answer=item.response, replayed=item.replayed)
+            for item in scored.items
+        ]
+        headers = {"Server-Timing": _server_timing(scored.server_timing)}
+        return HttpResponse(_encode(BatchResponse(results)), content_type=_JSON, headers=headers)
+
+    @extend_schema(exclude=True)
+    def get(self, request: Request) -> HttpResponse:
+        """A transaction may be called `batch`."""
+        return StoredScoreView().get(request, "batch")
 
 
 class StoredScoreView(_ScoringView):
@@ -69,11 +124,37 @@ class StoredScoreView(_ScoringView):
         return HttpResponse(body, content_type=_JSON)
 
 
+class LabelsView(_ScoringView):
+    required_scope = "label"
+
+    @describe_labels
+    def post(self, request: Request) -> HttpResponse:
+        """Takes in what became of up to 1,000 earlier transactions: fraud, or not.
+
+        The same again changes nothing. A later report corrects an earlier one, whose history is kept; one that is older
+        than the report in force is kept and changes nothing. Features know it from the moment of its arrival on.
+        """
+        body = read_json_body(request)
+        now = datetime.now(UTC)
+        outcomes = take_labels(decode_labels(body, now=now), client=_client_id(request), now=now)
+        results = [
+            LabelResult(status=int(STATUS_OF[outcome.code]), problem=problem_of_item(request, outcome))
+            if isinstance(outcome, MlserveError)
+            else LabelResult(status=200, outcome=outcome.outcome, is_fraud=outcome.is_fraud)
+            for outcome in outcomes
+        ]
+        return HttpResponse(_encode(LabelsResponse(results)), content_type=_JSON)
+
+
 class ModelsView(_ScoringView):
     @describe_models
     def get(self, _request: Request) -> HttpResponse:
         """Every model version with its thresholds and metrics, and which one serves."""
         return HttpResponse(_encode(list_models()), content_type=_JSON)
+
+
+def _server_timing(milliseconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name};dur={ms:.2f}" for name, ms in milliseconds.items())
 
 
 def _client_id(request: Request) -> str:

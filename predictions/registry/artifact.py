@@ -54,7 +54,7 @@ class LoadedModel:
         """The probability of fraud of one vector. Not a number where an input is not a number."""
         return self.session.run(_OUTPUTS, {INPUT_NAME: np.array((values,), np.float32)})[0].item(1)
 
-    def score_many(self, rows: Sequence[Sequence[float]]) -> list[float]:
+    def score_many(self, rows: Sequence[Sequence[float]] | np.ndarray) -> list[float]:
         """The scores of many vectors in one run, in their order; an empty list for none.
 
         May differ from `score_one` in the last bits of a float32, because whole registers are computed at once.

@@ -118,7 +118,7 @@ def test_the_command_makes_lists_and_revokes(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["create", "--name", "x", "--scopes", "all"], 2, "allowed: score, debug, operate"),
+        (["create", "--name", "x", "--scopes", "all"], 2, "allowed: score, label, debug, operate"),
         (["create", "--name", "x", "--key", "short"], 2, "needs 16 to 128"),
         (["revoke", "mls_nobody"], 1, "no key has the prefix"),
         (["limit", "mls_nobody", "--rate", "1"], 1, "no key has the prefix"),

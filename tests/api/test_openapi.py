@@ -13,7 +13,15 @@ import pytest
 from django.core.management import call_command
 from django.test import Client
 
-from predictions.api.decoding import decode_score_request
+from mlserve.errors import MlserveError
+from predictions.api.decoding import (
+    MOST_LABELS,
+    MOST_TRANSACTIONS,
+    decode_labels,
+    decode_score_batch,
+    decode_score_request,
+)
+from predictions.api.lists import BatchResponse, LabelsResponse
 from predictions.messages import ScoreResponse
 
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -37,6 +45,8 @@ def test_the_document_is_valid_and_served(document: dict[str, Any], client: Clie
     assert json.loads(client.get("/openapi.json").content) == document
     assert set(document["paths"]) == {
         "/v1/scores",
+        "/v1/scores/batch",
+        "/v1/labels",
         "/v1/scores/{transaction_id}",
         "/v1/features/{entity}/{entity_id}",
         "/v1/models",
@@ -112,6 +122,32 @@ def test_examples_of_scores_pass_the_decoder(document: dict[str, Any]) -> None:
     answers = document["paths"]["/v1/scores"]["post"]["responses"]["200"]["content"]["application/json"]
     for example in answers["examples"].values():
         assert msgspec.convert(example["value"], ScoreResponse)
+
+
+def test_examples_of_lists_pass_their_decoders(document: dict[str, Any]) -> None:
+    """As they stand, every item of them; and the answers are what the types say."""
+    now = datetime(2026, 11, 23, tzinfo=UTC)
+    for path, decode, answered in (
+        ("/v1/scores/batch", decode_score_batch, BatchResponse),
+        ("/v1/labels", decode_labels, LabelsResponse),
+    ):
+        operation = document["paths"][path]["post"]
+        for example in operation["requestBody"]["content"]["application/json"]["examples"].values():
+            items = decode(json.dumps(example["value"]).encode(), now=now)
+            assert items and not [item for item in items if isinstance(item, MlserveError)]
+        for example in operation["responses"]["200"]["content"]["application/json"]["examples"].values():
+            assert msgspec.convert(example["value"], answered)
+
+
+def test_limits_of_lists_are_stated(document: dict[str, Any]) -> None:
+    """Those that the decoders hold to."""
+    schemas = document["components"]["schemas"]
+    for schema, member, most in (
+        ("BatchRequest", "transactions", MOST_TRANSACTIONS),
+        ("LabelsRequest", "labels", MOST_LABELS),
+    ):
+        stated = schemas[schema]["properties"][member]
+        assert (stated["minItems"], stated["maxItems"]) == (1, most)
 
 
 def test_every_operation_says_how_it_fails(document: dict[str, Any]) -> None:

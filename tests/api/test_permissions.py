@@ -10,7 +10,10 @@ from mlserve.api.models import ApiKey
 
 KEYED = [
     ("post", "/v1/scores", "score"),
+    ("post", "/v1/scores/batch", "score"),
+    ("get", "/v1/scores/batch", "score"),
     ("get", "/v1/scores/t-1", "score"),
+    ("post", "/v1/labels", "label"),
     ("get", "/v1/models", "score"),
     ("get", "/v1/policies", "score"),
     ("get", "/v1/features/customer/c-1", "debug"),
@@ -29,7 +32,9 @@ def test_every_address_is_in_one_of_the_tables() -> None:
         routes.update(f"{prefix}{each.pattern}" for each in inner) if inner else routes.add(prefix)
     assert routes == {
         "v1/scores",
+        "v1/scores/batch",
         "v1/scores/<str:transaction_id>",
+        "v1/labels",
         "v1/models",
         "v1/policies",
         "v1/features/<str:entity>/<str:entity_id>",

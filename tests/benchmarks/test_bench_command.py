@@ -59,10 +59,11 @@ def test_the_l2_benchmark_leaves_nothing_behind(redis_client: redis.Redis) -> No
     assert redis_client.keys() == [b"somebody's"]
 
 
-def test_the_score_benchmark_brings_its_own_world(redis_client: redis.Redis) -> None:
+@pytest.mark.parametrize("name", ["score", "batch"])
+def test_the_score_benchmark_brings_its_own_world(redis_client: redis.Redis, name: str) -> None:
     """Data, model, key and web process; the databases of both kinds are gone afterwards."""
-    results = _bench("score", "--seconds", _TINY_S)["results"]
-    assert [result["name"] for result in results] == ["score-dry-run", "score-journal"]
+    results = _bench(name, "--seconds", _TINY_S)["results"]
+    assert [result["name"] for result in results] == [f"{name}-dry-run", f"{name}-journal"]
     for result in results:
         _check_sane(result)
     assert redis_client.info("keyspace") == {}

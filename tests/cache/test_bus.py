@@ -155,6 +155,7 @@ def test_a_foreign_value_in_the_streams_place_is_replaced_by_the_next_batch(foll
     following.put()
     following.client.set(BUS, b"x" * 100)
     following.tail.poll()
+    following.tell()  # the stream begins anew: its first number may be the one that was read last
     following.tell(Change("merchant", "m1", GROUP, 2))
     assert following.client.get(name_of(0)) == following.told.pack()  # type: ignore[union-attr]
     assert following.client.type(BUS) == b"stream"

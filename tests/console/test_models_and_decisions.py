@@ -7,8 +7,10 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
+from django.utils import timezone
 
-from predictions.models import Activation
+from features.models import LabelReport, Transaction
+from predictions.models import Activation, Decision
 from predictions.registry import active
 from tests.console.records import make_decision, make_model
 
@@ -62,6 +64,37 @@ def test_a_version_that_does_not_serve_says_so(as_operator: Client) -> None:
     version = make_model(1)
     for page in (_LIST, f"{_LIST}{version.pk}/change/"):
         assert "not active" in as_operator.get(page).content.decode()
+
+
+def test_a_version_shows_what_became_of_its_decisions(as_operator: Client) -> None:
+    """By day, newest first, with what is still to come; without decisions or labels it says that."""
+    version = make_model(1)
+    page = f"{_LIST}{version.pk}/change/"
+    assert "No decisions in the last 30 days." in as_operator.get(page).content.decode()
+    decision = make_decision(version)
+    Decision.objects.filter(pk=decision.pk).update(decided_at=timezone.now())
+    assert "Decisions in the last 30 days: 1, none of them labelled." in as_operator.get(page).content.decode()
+    Transaction.objects.create(
+        id="T1", occurred_at=timezone.now(), customer_id="C1", merchant_id="M1", amount="9.99", is_fraud=True
+    )
+    html = as_operator.get(page).content.decode()
+    assert f"<td>{timezone.now():%Y-%m-%d}</td>" in html
+    assert '<td class="n">1.0000</td>' in html and "labels still to come" in html
+
+
+def test_reports_of_labels_are_shown_and_not_edited(as_operator: Client) -> None:
+    """Who said what when, and what held before."""
+    LabelReport.objects.create(
+        transaction_id="T1",
+        is_fraud=True,
+        reported_at=timezone.now(),
+        recorded_at=timezone.now(),
+        client="mls_chargebk",
+        applied=True,
+    )
+    html = as_operator.get("/admin/features/labelreport/").content.decode()
+    assert "T1" in html and "mls_chargebk" in html
+    assert as_operator.post("/admin/features/labelreport/add/").status_code == 403
 
 
 def test_exactly_one_is_activated(as_operator: Client) -> None:

@@ -1,8 +1,10 @@
 """Freshness that is proven, on real servers: writers nobody hears of, a relay, readers through the real cascade."""
 
+import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
@@ -208,3 +210,33 @@ def test_no_unflagged_read_is_older_than_the_bound(world: World, write: Write) -
     assert all(values.get((read.entity_id, read.version), read.value) == read.value for read in seen)
     tiers = {tier: sum(read.tier is tier for read in seen) for tier in (Tier.L1, Tier.L2, Tier.L3)}
     assert tiers[Tier.L1] + tiers[Tier.L2] > len(seen) / 2
+
+
+def test_l1_follows_the_batches_and_needs_nobody_else(world: World, write: Write) -> None:
+    """Beyond the bound a copy in this process still serves; a change takes it out; a fork's child begins anew."""
+    world.edit_policy(GROUP, freshness="proven")
+    with relaying():
+        write(ENTITIES[2], 1)
+        until(lambda: _read(ENTITIES[2]).tier is Tier.L1)
+        filled, ends = time.monotonic(), time.monotonic() + 2 * settings.FRESHNESS_BOUND_S
+        tiers = []
+        while time.monotonic() < ends:
+            tiers.append(_read(ENTITIES[2]).tier)
+        beyond = tiers[len(tiers) // 2 :]
+        assert beyond.count(Tier.L1) > 0.9 * len(beyond), (filled, Counter(tiers))
+        key = Key("merchant", ENTITIES[2], GROUP)
+        parent = engine()
+        assert _in_a_forked_child(lambda: engine().chain is not parent.chain and engine().l1.store.peek(key) is None)
+        version = write(ENTITIES[2], 2)
+        until(lambda: engine().l1.store.peek(key) is None or engine().l1.store.peek(key).version == version)
+        assert _read(ENTITIES[2]).version == version
+
+
+def _in_a_forked_child(holds: Callable[[], bool]) -> bool:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if holds() else 1)
+        finally:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

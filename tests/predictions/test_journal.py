@@ -11,9 +11,18 @@ from features.ingest import NewTransaction
 from features.models import FeatureRow, Transaction
 from mlserve.cache.wiring import engine
 from mlserve.errors import MlserveError
+from predictions import journal as journal_module
 from predictions import spool
 from predictions.delivery import deliver_spooled
-from predictions.journal import Journal, JournalEntry, TransactionConflict, commit, stored_response
+from predictions.journal import (
+    MOST_PER_COMMIT,
+    Journal,
+    JournalEntry,
+    Recorded,
+    TransactionConflict,
+    commit,
+    stored_response,
+)
 from predictions.messages import RiskLevel, ScoreResponse, ServedModel
 from predictions.models import Decision, ModelVersion
 from tests.fixtures.population import World
@@ -67,6 +76,25 @@ def test_decisions_of_one_moment_share_a_commit_and_are_all_durable(world: World
     assert Transaction.objects.filter(pk__in=ids).count() == 20
     customers = [each.transaction.customer_id for each in entries]
     assert FeatureRow.objects.filter(group="customer_activity", entity_id__in=customers).count() == 20
+
+
+def test_what_is_handed_over_together_is_one_commit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much it is; outcomes come in the order of the entries, a refused one among them."""
+    sizes: list[int] = []
+
+    def counting(entries: Any) -> Any:
+        sizes.append(len(entries))
+        return commit(entries)
+
+    monkeypatch.setattr(journal_module, "commit", counting)
+    journal, entries = Journal(), [entry(world.newcomer("t")) for _ in range(MOST_PER_COMMIT + 50)]
+    other = msgspec.structs.replace(entries[3], digest=b"x" * 32)
+    outcomes = journal.record_many([*entries, other])
+    assert journal.record_many([]) == []
+    journal.stop()
+    assert sizes == [len(entries) + 1]
+    assert [type(outcome) for outcome in outcomes] == [Recorded] * len(entries) + [TransactionConflict]
+    assert Decision.objects.filter(pk__in=[each.transaction.id for each in entries]).count() == len(entries)
 
 
 def test_repetitions_within_one_commit_are_found(world: World) -> None:

@@ -19,7 +19,7 @@ from mlserve.api.models import ApiKey
 from predictions.models import Activation
 from warmup.demo.place import DemoPlace, DemoRefused
 
-KEY_SCOPES = (ApiKey.Scope.SCORE, ApiKey.Scope.DEBUG, ApiKey.Scope.OPERATE)
+KEY_SCOPES = tuple(ApiKey.Scope)
 ADMIN_NAME = "admin"
 LOADING = "loading"
 PROVEN_GROUPS = ("customer_activity", "merchant_risk")

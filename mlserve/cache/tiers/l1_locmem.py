@@ -94,8 +94,14 @@ def forget_stores(location: str) -> None:
 
 
 def _forget_after_fork() -> None:
-    """A child must not serve what it never heard invalidations for."""
-    _stores.clear()
+    """A child must not serve what it never heard invalidations for.
+
+    In place: the backends that the forking thread has already been given are the child's as well.
+    """
+    global _stores_lock
+    _stores_lock = threading.Lock()
+    for store in _stores.values():
+        store.begin_anew()
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)
