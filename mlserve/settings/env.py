@@ -81,13 +81,14 @@ L1_MAX_BYTES: int = _env.int("MLSERVE_L1_MAX_BYTES", 256 * 1024 * 1024, validate
 
 WEB_THREADS: int = _env.int("GRANIAN_BLOCKING_THREADS", 16, validate=validate.Range(min=1, max=1000))
 """granian's own variable: threads of each web process. Named here, because half of them may wait for a place."""
+_threads = WEB_THREADS or 1  # nothing yet if it is no number, which is said with all other mistakes below
 SCORES_AT_ONCE: int = _env.int(
-    "MLSERVE_SCORES_AT_ONCE", max(min(4, WEB_THREADS), WEB_THREADS // 4), validate=validate.Range(min=1, max=1000)
+    "MLSERVE_SCORES_AT_ONCE", max(min(4, _threads), _threads // 4), validate=validate.Range(min=1, max=1000)
 )
 """Scores that one process works on; by default a fourth of its threads, but four if there are so many."""
-_left_to_wait = max(0, WEB_THREADS - SCORES_AT_ONCE - WEB_THREADS // 4) if isinstance(SCORES_AT_ONCE, int) else 0
+_left_to_wait = max(0, _threads - (SCORES_AT_ONCE or 1) - _threads // 4)
 SCORES_WAITING: int = _env.int(
-    "MLSERVE_SCORES_WAITING", min(WEB_THREADS // 2, _left_to_wait), validate=validate.Range(min=0, max=10_000)
+    "MLSERVE_SCORES_WAITING", min(_threads // 2, _left_to_wait), validate=validate.Range(min=0, max=10_000)
 )
 """Scores that may wait for it; by default half of its threads, if a fourth is left over: that refuses, and answers what
 is no score. With four threads all work, and nobody is refused."""

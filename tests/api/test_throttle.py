@@ -100,6 +100,17 @@ def test_a_batch_is_charged_for_all_that_it_holds(valkey_cache: ServerHandle) ->
     charge(_request(None), units=1000)
 
 
+def test_a_batch_over_http_is_charged_by_its_items(limited: Callable[..., Client]) -> None:
+    """The first when it comes, the others once it is read: before any of them is scored."""
+    client = limited(1, 5)
+    item = {"occurred_at": "2026-01-05T14:30:00Z", "customer_id": "c", "merchant_id": "m", "amount": 1}
+    batch = {"transactions": [{**item, "transaction_id": f"t-{number}"} for number in range(6)]}
+    refused = client.post("/v1/scores/batch", batch, content_type="application/json")
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert refused.headers["RateLimit"].startswith('"key";r=4;')
+    assert "Retry-After" in refused.headers
+
+
 def test_without_valkey_the_limit_holds_in_this_process(
     limited: Callable[..., Client], valkey_cache: ServerHandle
 ) -> None:
