@@ -18,7 +18,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     DJANGO_SETTINGS_MODULE=mlserve.settings.production \
     MLSERVE_VAR_DIR=/app/var \
     MLSERVE_LOG_FORMAT=json \
-    PROMETHEUS_MULTIPROC_DIR=/run/mlserve/metrics
+    PROMETHEUS_MULTIPROC_DIR=/run/mlserve/metrics \
+    GRANIAN_BLOCKING_THREADS=16
 RUN groupadd --system --gid 10001 mlserve \
     && useradd --system --uid 10001 --gid mlserve --no-create-home --home-dir /nonexistent mlserve \
     && install --directory --owner mlserve --group mlserve --mode 0700 \
@@ -42,4 +43,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz/live', timeout=2)"]
 CMD ["granian", "--interface", "wsgi", "--host", "0.0.0.0", "--port", "8000", "--workers", "2", \
-     "--blocking-threads", "4", "--no-ws", "--respawn-failed-workers", "mlserve.wsgi:application"]
+     "--backlog", "1024", "--backpressure", "512", "--no-ws", "--respawn-failed-workers", "mlserve.wsgi:application"]

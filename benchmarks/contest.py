@@ -40,6 +40,7 @@ class Contest:
     prepare: Callable[[], None] = lambda: None
     check: Callable[[], None] = lambda: None
     """Called after the last round; raises BenchmarkFailed if something else was measured than was meant."""
+    rounds: int = ROUNDS
     figures: Callable[[], Figures] = dict
     """Over all rounds; called after `check`."""
 
@@ -71,11 +72,12 @@ class Benchmark:
     open: Callable[[Progress], AbstractContextManager[list[Contest]]]
 
 
-def run(contest: Contest, *, seconds: float, progress: Progress, rounds: int = ROUNDS) -> Result:
+def run(contest: Contest, *, seconds: float, progress: Progress, rounds: int | None = None) -> Result:
     """Takes about `seconds`, and what `prepare` takes. Raises BenchmarkFailed.
 
     Who goes first changes with every round, so that a machine that slows down steadily favours nobody.
     """
+    rounds = rounds or contest.rounds
     stage = f"measure {contest.name}"
     progress(stage, 0.0)
     contest.prepare()

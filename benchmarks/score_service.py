@@ -27,7 +27,7 @@ from mlserve.settings import env
 
 HOST = "127.0.0.1"
 THREADS = 4
-"""Of the one web process: as in the demo."""
+"""Of the one web process that score at once: as in the demo."""
 _START_S = 60.0
 _STOP_S = 10.0
 _LOCK = "SELECT pg_try_advisory_lock(hashtextextended('mlserve bench', 0))"
@@ -37,6 +37,7 @@ _LOCK = "SELECT pg_try_advisory_lock(hashtextextended('mlserve bench', 0))"
 class ScoreService:
     port: int
     world: ScoreWorld
+    database_url: str
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def score_service(progress: Progress) -> Iterator[ScoreService]:
         progress("start the web process", 0.0)
         stack.enter_context(_relay(environment, folder / "relay.log"))
         port = stack.enter_context(_web(environment, folder / "web.log"))
-        yield ScoreService(port=port, world=world)
+        yield ScoreService(port=port, world=world, database_url=environment["DATABASE_URL"])
 
 
 @contextmanager
@@ -148,8 +149,8 @@ def _web(environment: Mapping[str, str], log: Path) -> Iterator[int]:
     with (
         log.open("wb") as out,
         subprocess.Popen(
-            [sys.executable, *command.split(), "--blocking-threads", str(THREADS), "mlserve.wsgi:application"],
-            env=environment,
+            [sys.executable, *command.split(), "mlserve.wsgi:application"],
+            env={**environment, "GRANIAN_BLOCKING_THREADS": str(4 * THREADS)},
             stdout=out,
             stderr=subprocess.STDOUT,
         ) as server,

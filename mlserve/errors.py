@@ -21,6 +21,8 @@ class ErrorCode(StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     NOT_ACCEPTABLE = "not_acceptable"
+    RATE_LIMITED = "rate_limited"
+    """The key has asked for more than its limit lets through."""
     TRANSACTION_CONFLICT = "transaction_conflict"
     """This transaction id was scored before with other contents."""
     LENGTH_REQUIRED = "length_required"
@@ -34,6 +36,8 @@ class ErrorCode(StrEnum):
     """A policy forbids to score without a feature group that could not be read."""
     SOURCE_UNAVAILABLE = "source_unavailable"
     """Postgres did not answer, and nothing else can."""
+    OVERLOADED = "overloaded"
+    """More scores are asked for than this process can give; nothing of the request was looked at."""
 
 
 STATUS_OF: dict[ErrorCode, HTTPStatus] = {
@@ -44,6 +48,7 @@ STATUS_OF: dict[ErrorCode, HTTPStatus] = {
     ErrorCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
     ErrorCode.METHOD_NOT_ALLOWED: HTTPStatus.METHOD_NOT_ALLOWED,
     ErrorCode.NOT_ACCEPTABLE: HTTPStatus.NOT_ACCEPTABLE,
+    ErrorCode.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
     ErrorCode.TRANSACTION_CONFLICT: HTTPStatus.UNPROCESSABLE_ENTITY,
     ErrorCode.LENGTH_REQUIRED: HTTPStatus.LENGTH_REQUIRED,
     ErrorCode.BODY_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -53,6 +58,7 @@ STATUS_OF: dict[ErrorCode, HTTPStatus] = {
     ErrorCode.NO_ACTIVE_MODEL: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.FEATURES_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.SOURCE_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 TITLE_OF: dict[ErrorCode, str] = {
@@ -63,6 +69,7 @@ TITLE_OF: dict[ErrorCode, str] = {
     ErrorCode.NOT_FOUND: "Nothing is here",
     ErrorCode.METHOD_NOT_ALLOWED: "The method is not allowed here",
     ErrorCode.NOT_ACCEPTABLE: "Only JSON is served",
+    ErrorCode.RATE_LIMITED: "The API key's limit is used up",
     ErrorCode.TRANSACTION_CONFLICT: "The transaction is known with other contents",
     ErrorCode.LENGTH_REQUIRED: "The length of the body is needed",
     ErrorCode.BODY_TOO_LARGE: "The body is too large",
@@ -72,6 +79,7 @@ TITLE_OF: dict[ErrorCode, str] = {
     ErrorCode.NO_ACTIVE_MODEL: "No model is active",
     ErrorCode.FEATURES_UNAVAILABLE: "Features that the policy demands are unavailable",
     ErrorCode.SOURCE_UNAVAILABLE: "The database does not answer",
+    ErrorCode.OVERLOADED: "Too much is asked of this service at the moment",
 }
 
 

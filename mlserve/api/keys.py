@@ -10,6 +10,7 @@ import msgspec
 from django.db import IntegrityError, transaction
 
 from mlserve.api.key_format import KEY_RULE, is_possible_key
+from mlserve.api.limit import MOST_PER_S
 from mlserve.api.models import ApiKey
 from mlserve.errors import ErrorCode, FieldError, MlserveError
 
@@ -39,13 +40,21 @@ def digest_of(key: bytes) -> str:
     return sha256(key).hexdigest()
 
 
-def issue_key(*, name: str, scopes: Collection[str], key: str | None = None) -> IssuedKey:
+def issue_key(
+    *,
+    name: str,
+    scopes: Collection[str],
+    key: str | None = None,
+    rate_per_s: int | None = None,
+    burst: int | None = None,
+) -> IssuedKey:
     """Stores a new random key, or the given one. Giving the same valid key with the same scopes again changes nothing.
 
-    Raises `KeyRefused` for an empty or too long name, unknown or no scopes, a given key that is too short, has
-    characters that a bearer token may not have, was revoked, or exists with other scopes.
+    `rate_per_s` and `burst` are what `limit_in_force` takes. Raises `KeyRefused` for an empty or too long name, unknown
+    or no scopes, a limit that is none, a given key that is too short, has characters that a bearer token may not have,
+    was revoked, or exists with other scopes.
     """
-    wanted = _checked(name=name, scopes=scopes, key=key)
+    wanted = _checked(name=name, scopes=scopes, key=key, limit=_wrong_limit(rate_per_s, burst))
     if key is None:
         key = _KEY_PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
         prefix = key[:_SHOWN_LENGTH]
@@ -55,7 +64,12 @@ def issue_key(*, name: str, scopes: Collection[str], key: str | None = None) -> 
     try:
         with transaction.atomic():
             record = ApiKey.objects.create(
-                name=name.strip(), prefix=prefix, digest=digest_of(key.encode()), scopes=wanted
+                name=name.strip(),
+                prefix=prefix,
+                digest=digest_of(key.encode()),
+                scopes=wanted,
+                rate_per_s=rate_per_s,
+                burst=burst,
             )
     except IntegrityError:
         return IssuedKey(key=key, record=_same_key(key=key, scopes=wanted), created=False)
@@ -69,8 +83,26 @@ def revoke_key(record: ApiKey, *, now: datetime) -> bool:
     return bool(changed)
 
 
-def _checked(*, name: str, scopes: Collection[str], key: str | None) -> list[str]:
+def set_limit(record: ApiKey, *, rate_per_s: int | None, burst: int | None) -> None:
+    """Replaces the key's limit; every process obeys within `lookup.FRESH_FOR_S`. Raises `KeyRefused`."""
+    wrong = _wrong_limit(rate_per_s, burst)
+    if wrong:
+        raise KeyRefused("; ".join(f"{error.parameter}: {error.detail}" for error in wrong), errors=wrong)
+    ApiKey.objects.filter(pk=record.pk).update(rate_per_s=rate_per_s, burst=burst)
+    record.refresh_from_db()
+
+
+def _wrong_limit(rate_per_s: int | None, burst: int | None) -> list[FieldError]:
     errors = []
+    if rate_per_s is not None and not 0 <= rate_per_s <= MOST_PER_S:
+        errors.append(FieldError(parameter="rate_per_s", detail=f"{rate_per_s}: allowed are 0 to {MOST_PER_S:,}"))
+    if burst is not None and not 1 <= burst <= MOST_PER_S:
+        errors.append(FieldError(parameter="burst", detail=f"{burst}: allowed are 1 to {MOST_PER_S:,}"))
+    return errors
+
+
+def _checked(*, name: str, scopes: Collection[str], key: str | None, limit: list[FieldError]) -> list[str]:
+    errors = [*limit]
     if not name.strip():
         errors.append(FieldError(parameter="name", detail="say who uses the key"))
     elif len(name.strip()) > NAME_CHARACTERS_MAX:

@@ -1,9 +1,11 @@
 """Which client a key belongs to, mostly without asking Postgres.
 
-A key that was confirmed less than `FRESH_FOR_S` ago is taken as it is. After that one request asks Postgres while the
-others go on with what is known. If Postgres does not answer, a known key stays good for `KEPT_FOR_S` after it was last
-confirmed: an outage of the database must not become one of scoring. Unknown keys are remembered for a second too, so
-that a client with a wrong key cannot make a query of every request; they can never push out known ones.
+A key that was asked about less than `ASK_AFTER_S` ago is taken as it is. After that one request asks Postgres while the
+others go on with what is known, for no longer than `FRESH_FOR_S` after the last question: then they wait for the answer
+too, so that a key ends within a second of being revoked, however long Postgres takes. Only if Postgres does not answer
+at all, a known key stays good for `KEPT_FOR_S` after it was last confirmed: an outage of the database must not become
+one of scoring. Unknown keys are remembered for a second too, so that a client with a wrong key cannot make a query of
+every request; they can never push out known ones.
 """
 
 import threading
@@ -14,16 +16,19 @@ from typing import Any, Final
 import msgspec
 from django.db import InterfaceError, OperationalError
 
+from mlserve.api.limit import Limit, limit_in_force
 from mlserve.api.models import ApiKey
 from mlserve.cache.breaker import State
 from mlserve.cache.wiring import engine
 from mlserve.patience import answer_within
 
 FRESH_FOR_S: Final = 1.0
+ASK_AFTER_S: Final = 0.5
 KEPT_FOR_S: Final = 600.0
 RETRY_AFTER_FAILURE_S: Final = 2.0
 """Time between tries while Postgres is away: each may wait that long for a connection."""
 _MAX_ENTRIES: Final = 10_000
+_FIELDS: Final = ("prefix", "name", "scopes", "rate_per_s", "burst")
 PATIENCE_S: Final = 1.0
 
 
@@ -33,6 +38,7 @@ class ApiClient(msgspec.Struct, frozen=True, gc=False):
     id: str
     name: str
     scopes: frozenset[str]
+    limit: Limit | None = None
 
     @property
     def is_authenticated(self) -> bool:
@@ -43,7 +49,10 @@ class ApiClient(msgspec.Struct, frozen=True, gc=False):
 class _Known(msgspec.Struct, gc=False):
     client: ApiClient
     confirmed_at: float
+    """When Postgres was asked: what it said may have been over by the time that it was heard."""
     ask_again_at: float
+    wait_from: float
+    """From then on nobody goes on without asking."""
     asking: threading.Lock
 
 
@@ -71,14 +80,17 @@ class KeyDirectory:
         if known.ask_again_at > now:
             return known.client
         kept = known.confirmed_at + KEPT_FOR_S > now
-        if not known.asking.acquire(blocking=not kept):
+        if not known.asking.acquire(blocking=not kept or known.wait_from <= now):
             return known.client
         try:
+            newer = self._known.get(digest)
+            if newer is not known or known.ask_again_at > self._clock():  # somebody asked while this one waited
+                return self.find(digest)
             return self._ask(digest)
         except (OperationalError, InterfaceError):
             if not kept:
                 raise
-            known.ask_again_at = self._clock() + RETRY_AFTER_FAILURE_S
+            known.ask_again_at = known.wait_from = self._clock() + RETRY_AFTER_FAILURE_S
             return known.client
         finally:
             known.asking.release()
@@ -89,8 +101,8 @@ class KeyDirectory:
         self._unknown_until.clear()
 
     def _ask(self, digest: str) -> ApiClient | None:
-        client = self._load(digest)
         now = self._clock()
+        client = self._load(digest)
         if client is None:
             self._known.pop(digest, None)
             _make_room(self._unknown_until, self._max_entries)
@@ -98,7 +110,7 @@ class KeyDirectory:
         else:
             self._unknown_until.pop(digest, None)
             _make_room(self._known, self._max_entries)
-            self._known[digest] = _Known(client, now, now + FRESH_FOR_S, threading.Lock())
+            self._known[digest] = _Known(client, now, now + ASK_AFTER_S, now + FRESH_FOR_S, threading.Lock())
         return client
 
 
@@ -117,12 +129,15 @@ def _load(digest: str) -> ApiClient | None:
         raise OperationalError("Postgres did not answer a moment ago; its breaker is open")
     try:
         with answer_within(PATIENCE_S):
-            row = ApiKey.objects.filter(digest=digest, revoked_at=None).values_list("prefix", "name", "scopes").first()
+            row = ApiKey.objects.filter(digest=digest, revoked_at=None).values_list(*_FIELDS).first()
     except (OperationalError, InterfaceError):
         # Found out at the price of a wait for a connection: nobody else needs to.
         breaker.failure(timed_out=True)
         raise
-    return None if row is None else ApiClient(row[0], row[1], frozenset(row[2]))
+    if row is None:
+        return None
+    prefix, name, scopes, per_s, burst = row
+    return ApiClient(prefix, name, frozenset(scopes), limit_in_force(per_s=per_s, burst=burst))
 
 
 directory: Final = KeyDirectory(load=_load, clock=monotonic)

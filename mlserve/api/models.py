@@ -1,8 +1,11 @@
 """Who may call the API."""
 
 from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models.functions import Now
+
+from mlserve.api.limit import MOST_PER_S
 
 
 class ApiKey(models.Model):
@@ -21,6 +24,20 @@ class ApiKey(models.Model):
     scopes = ArrayField(models.TextField(choices=Scope.choices))
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     revoked_at = models.DateTimeField(null=True, blank=True)
+    rate_per_s = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=[MaxValueValidator(MOST_PER_S)],
+        verbose_name="requests a second",
+        help_text="Sustained. Empty: as the settings say; 0: as many as it likes.",
+    )
+    burst = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(MOST_PER_S)],
+        verbose_name="at once",
+        help_text="After a pause. Empty: as many as in one second.",
+    )
 
     class Meta:
         verbose_name = "API key"

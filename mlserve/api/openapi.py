@@ -20,6 +20,7 @@ KEYED: Final = (
     ErrorCode.INVALID_PARAMETER,
     ErrorCode.UNAUTHENTICATED,
     ErrorCode.FORBIDDEN,
+    ErrorCode.RATE_LIMITED,
     ErrorCode.SOURCE_UNAVAILABLE,
 )
 """What any view behind an API key may answer."""

@@ -131,6 +131,18 @@ INSPECTION_LAG = Gauge(
     multiprocess_mode="livemostrecent",
 )
 
+RATE_LIMIT = Counter(
+    "mlserve_rate_limit_total", "Requests refused by their key's limit, or decided without Redis.", ["outcome"]
+)
+ADMISSION_REFUSED = Counter(
+    "mlserve_admission_refused_total", "Requests answered with 503 before anything was done for them.", ["reason"]
+)
+ADMISSION_WAIT = Histogram(
+    "mlserve_admission_wait_seconds",
+    "Time from a request's arrival until it was begun, of those that had to wait.",
+    buckets=LATENCY_BUCKETS_S,
+)
+
 HTTP_REQUESTS = Counter("mlserve_http_requests_total", "Requests by route and status.", ["route", "method", "status"])
 HTTP_LATENCY = Histogram("mlserve_http_request_seconds", "Time of a request.", ["route"], buckets=LATENCY_BUCKETS_S)
 

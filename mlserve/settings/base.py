@@ -109,6 +109,10 @@ CACHES: dict[str, Any] = {
 }
 
 API_KEY = env.API_KEY
+SCORES_AT_ONCE = env.SCORES_AT_ONCE
+SCORES_WAITING = env.SCORES_WAITING
+RATE_LIMIT_PER_S = env.RATE_LIMIT_PER_S
+RATE_LIMIT_BURST = env.RATE_LIMIT_BURST
 
 # Celery: the worker's settings. Nothing on the request path publishes, a hung broker would block it.
 CELERY_BROKER_URL = REDIS_BROKER_URL

@@ -158,6 +158,7 @@ describe_score = extend_schema(
             ErrorCode.INVALID_FIELDS,
             ErrorCode.NO_ACTIVE_MODEL,
             ErrorCode.FEATURES_UNAVAILABLE,
+            ErrorCode.OVERLOADED,
         ),
     },
 )
@@ -193,7 +194,7 @@ describe_stored_score = extend_schema(
     parameters=[_TRANSACTION_ID],
     responses={
         **answer(ScoreResponse, "As it was given, with features and trace", example=_EXPLAINED),
-        **problems(*KEYED, ErrorCode.INVALID_PARAMETER, ErrorCode.NOT_FOUND),
+        **problems(*KEYED, ErrorCode.INVALID_PARAMETER, ErrorCode.NOT_FOUND, ErrorCode.OVERLOADED),
     },
 )
 describe_labels = extend_schema(

@@ -14,6 +14,7 @@ from mlserve.api.authentication import client_of
 from mlserve.api.bodies import read_json_body
 from mlserve.api.keyed_view import KeyedView
 from mlserve.api.problems import problem_of_item
+from mlserve.api.throttle import charge
 from mlserve.errors import STATUS_OF, ErrorCode, MlserveError
 from predictions.api.decoding import (
     decode_labels,
@@ -89,8 +90,10 @@ class ScoreBatchView(_ScoringView):
         """
         body = read_json_body(request)
         now = datetime.now(UTC)
+        requests = decode_score_batch(body, now=now)
+        charge(request, units=len(requests) - 1)
         scored = score_batch(
-            requests=decode_score_batch(body, now=now),
+            requests=requests,
             options=decode_score_options(request.META["QUERY_STRING"]),
             client=_client_id(request),
             now=now.timestamp(),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.test import Client
 
@@ -121,6 +121,9 @@ def test_the_command_makes_lists_and_revokes(capsys: pytest.CaptureFixture[str])
         (["create", "--name", "x", "--scopes", "all"], 2, "allowed: score, label, debug, operate"),
         (["create", "--name", "x", "--key", "short"], 2, "needs 16 to 128"),
         (["revoke", "mls_nobody"], 1, "no key has the prefix"),
+        (["limit", "mls_nobody", "--rate", "1"], 1, "no key has the prefix"),
+        (["create", "--name", "x", "--rate", "-1"], 2, "rate_per_s: -1: allowed are 0 to 1,000,000"),
+        (["create", "--name", "x", "--burst", "0"], 2, "burst: 0: allowed are 1 to 1,000,000"),
     ],
 )
 def test_the_command_says_what_is_wrong(
@@ -144,14 +147,57 @@ def test_the_admin_shows_a_new_key_once(admin_client: Client, caplog: pytest.Log
     assert key not in caplog.text
 
 
-def test_the_admin_revokes_and_never_changes_or_deletes(admin_client: Client) -> None:
-    """A key that was given out stays as it was given, and stays on record."""
+def test_the_admin_revokes_and_never_deletes_or_widens(admin_client: Client) -> None:
+    """A key that was given out keeps its name and scopes, and stays on record."""
     record = issue_key(name="shop", scopes=["score"]).record
     admin_client.post("/admin/api/apikey/", {"action": "revoke", "_selected_action": [record.pk]})
     record.refresh_from_db()
     assert record.revoked_at is not None
     assert admin_client.post(f"/admin/api/apikey/{record.pk}/delete/", {"post": "yes"}).status_code == 403
-    assert admin_client.post(f"/admin/api/apikey/{record.pk}/change/", {"name": "x"}).status_code == 403
+    changed = {"name": "x", "scopes": ["score", "operate"], "rate_per_s": "5"}
+    assert admin_client.post(f"/admin/api/apikey/{record.pk}/change/", changed).status_code == 302
+    record.refresh_from_db()
+    assert (record.name, record.scopes, record.rate_per_s) == ("shop", ["score"], 5)
+
+
+def test_the_admin_limits_a_key(admin_client: Client) -> None:
+    """When it is made and afterwards; wrong numbers are refused on the form, and the list shows what is in force."""
+    made = {"name": "shop", "scopes": ["score"], "rate_per_s": "20", "burst": "50"}
+    admin_client.post("/admin/api/apikey/add/", made)
+    record = ApiKey.objects.get()
+    assert (record.rate_per_s, record.burst) == (20, 50)
+    address = f"/admin/api/apikey/{record.pk}/change/"
+    for wrong in ({"rate_per_s": "-1"}, {"burst": "0"}, {"rate_per_s": "1000001"}):
+        assert admin_client.post(address, wrong).status_code == 200
+    admin_client.post(address, {"rate_per_s": "", "burst": ""})
+    record.refresh_from_db()
+    assert (record.rate_per_s, record.burst) == (None, None)
+    assert "none by default" in admin_client.get("/admin/api/apikey/").content.decode()
+
+
+def test_staff_who_may_only_look_cannot_limit_a_key(client: Client) -> None:
+    """Nor revoke it."""
+    record = issue_key(name="shop", scopes=["score"]).record
+    staff = User.objects.create_user("staff", is_staff=True)
+    staff.user_permissions.add(Permission.objects.get(codename="view_apikey"))
+    client.force_login(staff)
+    assert client.get(f"/admin/api/apikey/{record.pk}/change/").status_code == 200
+    assert client.post(f"/admin/api/apikey/{record.pk}/change/", {"rate_per_s": "1"}).status_code == 403
+    client.post("/admin/api/apikey/", {"action": "revoke", "_selected_action": [record.pk]})
+    record.refresh_from_db()
+    assert (record.rate_per_s, record.revoked_at) == (None, None)
+
+
+def test_the_command_limits_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    """When it is made and afterwards; without a number it is as the settings say again."""
+    _, out, _ = run(capsys, "create", "--name", "shop", "--rate", "5", "--burst", "9", "--json")
+    made = json.loads(out)
+    assert (made["rate_per_s"], made["burst"]) == (5, 9)
+    assert "5/s, 9 at once" in run(capsys, "list")[1]
+    code, out, _ = run(capsys, "limit", made["prefix"], "--rate", "7")
+    assert code == 0 and "7/s, 7 at once" in out
+    _, out, _ = run(capsys, "limit", made["prefix"], "--json")
+    assert (json.loads(out)["rate_per_s"], json.loads(out)["burst"]) == (None, None)
 
 
 def test_staff_without_permission_see_no_keys(client: Client) -> None:

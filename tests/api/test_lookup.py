@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from django.db import OperationalError
 
-from mlserve.api.lookup import FRESH_FOR_S, KEPT_FOR_S, RETRY_AFTER_FAILURE_S, ApiClient, KeyDirectory
+from mlserve.api.lookup import ASK_AFTER_S, FRESH_FOR_S, KEPT_FOR_S, RETRY_AFTER_FAILURE_S, ApiClient, KeyDirectory
 
 ALICE = ApiClient("mls_alice", "alice", frozenset({"score"}))
 
@@ -107,7 +107,7 @@ def test_an_unknown_key_in_an_outage_is_not_called_wrong(directory: KeyDirectory
 def test_one_request_asks_and_the_others_go_on(directory: KeyDirectory, source: Source, clock: Hands) -> None:
     """Even if Postgres takes its time: only the one that asks waits."""
     directory.find("good")
-    clock.now += FRESH_FOR_S
+    clock.now += ASK_AFTER_S
     asking, answer = threading.Event(), threading.Event()
 
     def take_time() -> None:
@@ -121,6 +121,46 @@ def test_one_request_asks_and_the_others_go_on(directory: KeyDirectory, source: 
     assert directory.find("good") is ALICE
     answer.set()
     slow.join(10)
+    assert source.asked == 2
+
+
+def test_nobody_goes_on_for_longer_than_a_second(directory: KeyDirectory, source: Source, clock: Hands) -> None:
+    """A key that was revoked while Postgres takes its time ends in time: then all wait for its answer."""
+    directory.find("good")
+    clock.now += ASK_AFTER_S
+    asking, answer = threading.Event(), threading.Event()
+    found: list[ApiClient | None] = []
+
+    def take_time() -> None:
+        asking.set()
+        answer.wait(10)
+
+    source.before_answer = take_time
+    slow = threading.Thread(target=directory.find, args=("good",))
+    slow.start()
+    assert asking.wait(10)
+    clock.now += FRESH_FOR_S - ASK_AFTER_S
+    waiting = threading.Thread(target=lambda: found.append(directory.find("good")))
+    waiting.start()
+    source.keys = {}
+    waiting.join(0.05)
+    assert found == []
+    answer.set()
+    slow.join(10)
+    waiting.join(10)
+    assert found == [None]
+    assert source.asked == 2
+
+
+def test_an_answer_counts_from_its_question_on(directory: KeyDirectory, source: Source, clock: Hands) -> None:
+    """What Postgres said a while ago may be over."""
+
+    def take_time() -> None:
+        clock.now += ASK_AFTER_S
+
+    source.before_answer = take_time
+    directory.find("good")
+    directory.find("good")
     assert source.asked == 2
 
 

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from mlserve.settings.base import BASE_DIR
 
 
@@ -27,6 +29,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
     broken = {
         "MLSERVE_LOG_LEVEL": "LOUD",
         "MLSERVE_DB_POOL_MAX_SIZE": "many",
+        "GRANIAN_BLOCKING_THREADS": "some",
         "MLSERVE_CACHE_BUDGET_MS": "0",
         "MLSERVE_HTTPS": "perhaps",
         "MLSERVE_CACHE_MAC_KEY": "short",
@@ -58,3 +61,13 @@ def test_production_names_everything_that_is_missing() -> None:
     message = _load("mlserve.settings.production").stderr.strip().splitlines()[-1]
     for name in ("MLSERVE_SECRET_KEY", "DATABASE_URL", "REDIS_CACHE_URL", "REDIS_BROKER_URL"):
         assert name in message
+
+
+@pytest.mark.parametrize(
+    ("threads", "at_once", "waiting"), [("1", 1, 0), ("4", 4, 0), ("8", 4, 2), ("16", 4, 8), ("64", 16, 32)]
+)
+def test_places_for_scores_follow_from_the_threads(threads: str, at_once: int, waiting: int) -> None:
+    """With what is left over, somebody can refuse and answer what is no score; few threads all work."""
+    shown = _show("print(local.env.SCORES_AT_ONCE, local.env.SCORES_WAITING)", GRANIAN_BLOCKING_THREADS=threads)
+    assert shown.split() == [str(at_once), str(waiting)]
+    assert int(threads) == 1 or at_once + waiting < int(threads) or waiting == 0

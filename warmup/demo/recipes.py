@@ -11,8 +11,11 @@ from warmup.demo.place import HOST
 
 WEB_WORKERS = 2
 """So that what one process caches, another has to learn: as in production."""
-WEB_THREADS = 4
-"""Per worker; fewer than the connections of its pool."""
+WEB_THREADS = 16
+"""Per worker: for four scores that are worked on, eight that wait, and all else (`mlserve/api/admission.py`)."""
+WEB_BACKLOG, WEB_CONNECTIONS = 1024, 512
+"""Connections that wait to be accepted, and those that each worker accepts: their number is no measure of load, since
+most that are kept are idle, and a health check that is not accepted looks like a dead process."""
 _WORKER_BUDGET_MS = 500
 """Nobody waits for a Celery worker or the relay: they give L2 more time to answer than a request does."""
 _WEB_STOP_S = 2
@@ -28,11 +31,12 @@ def web(*, port: int) -> Recipe:
         name="web",
         argv=[
             *(_PYTHON, *command.split()),
-            *("--blocking-threads", str(WEB_THREADS), "--no-ws", "--respawn-failed-workers"),
+            *("--backlog", str(WEB_BACKLOG), "--backpressure", str(WEB_CONNECTIONS), "--no-ws"),
+            "--respawn-failed-workers",
             *("--workers-kill-timeout", str(_WEB_STOP_S)),
             "mlserve.wsgi:application",
         ],
-        environment=_environment(),
+        environment=_environment(GRANIAN_BLOCKING_THREADS=str(WEB_THREADS)),
         essential=True,
     )
 

@@ -1,4 +1,4 @@
-"""`manage.py api_key`: makes, lists and revokes API keys."""
+"""`manage.py api_key`: makes, lists, limits and revokes API keys."""
 
 import json
 import sys
@@ -8,25 +8,33 @@ from typing import Any, NoReturn
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import InterfaceError, OperationalError
 
-from mlserve.api.keys import KeyRefused, issue_key, revoke_key
+from mlserve.api.keys import KeyRefused, issue_key, revoke_key, set_limit
+from mlserve.api.limit import limit_in_words
 from mlserve.api.models import ApiKey
 
 
 class Command(BaseCommand):
     """Exit codes: 0 done, 1 failed, 2 usage."""
 
-    help = "Makes, lists and revokes API keys. A new key is shown once and never again."
+    help = "Makes, lists, limits and revokes API keys. A new key is shown once and never again."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        actions = parser.add_subparsers(dest="action", required=True, metavar="create|list|revoke")
+        actions = parser.add_subparsers(dest="action", required=True, metavar="create|list|limit|revoke")
         create = actions.add_parser("create", help="make a key")
         create.add_argument("--name", required=True, help="who uses it, at most 100 characters")
         create.add_argument("--scopes", default="score", help=f"comma-separated: {', '.join(ApiKey.Scope.values)}")
         create.add_argument("--key", help="set this key (16 characters or more) instead of a random one")
+        limit = actions.add_parser("limit", help="give a key another limit; every process obeys within a second")
+        limit.add_argument("prefix", help="as `list` shows it")
+        for action in (create, limit):
+            action.add_argument(
+                "--rate", type=int, metavar="N", help="requests a second (default: as the settings say; 0: no limit)"
+            )
+            action.add_argument("--burst", type=int, metavar="N", help="at once (default: as many as in a second)")
         listing = actions.add_parser("list", help="show all keys, without the keys themselves")
         revoke = actions.add_parser("revoke", help="end a key; every process obeys within a second")
         revoke.add_argument("prefix", help="as `list` shows it")
-        for action in (create, listing, revoke):
+        for action in (create, listing, limit, revoke):
             action.add_argument("--json", action="store_true", help="one JSON document on stdout")
 
     def handle(self, *, action: str, **options: Any) -> None:
@@ -37,9 +45,19 @@ class Command(BaseCommand):
         except (OperationalError, InterfaceError) as error:
             self._fail(f"the database does not answer: {error}", code=1)
 
-    def _create(self, *, name: str, scopes: str, key: str | None, json: bool, **_: Any) -> None:
+    def _create(
+        self,
+        *,
+        name: str,
+        scopes: str,
+        key: str | None,
+        rate: int | None,
+        burst: int | None,
+        json: bool,
+        **_: Any,
+    ) -> None:
         wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-        issued = issue_key(name=name, scopes=wanted, key=key)
+        issued = issue_key(name=name, scopes=wanted, key=key, rate_per_s=rate, burst=burst)
         self._say(
             {"key": issued.key, "created": issued.created, **_described(issued.record)},
             as_json=json,
@@ -48,18 +66,27 @@ class Command(BaseCommand):
 
     def _list(self, *, json: bool, **_: Any) -> None:
         records = list(ApiKey.objects.all())
-        lines = [f"{'prefix':<14}{'scopes':<22}{'created (UTC)':<18}{'revoked (UTC)':<18}name"]
+        lines = [f"{'prefix':<14}{'scopes':<22}{'limit':<24}{'created (UTC)':<18}{'revoked (UTC)':<18}name"]
         lines += [
-            f"{record.prefix:<14}{','.join(record.scopes):<22}{_minute(record.created_at):<18}"
-            f"{_minute(record.revoked_at):<18}{record.name}"
+            f"{record.prefix:<14}{','.join(record.scopes):<22}{_limit(record):<24}"
+            f"{_minute(record.created_at):<18}{_minute(record.revoked_at):<18}{record.name}"
             for record in records
         ]
         self._say({"keys": [_described(record) for record in records]}, as_json=json, text="\n".join(lines))
 
-    def _revoke(self, *, prefix: str, json: bool, **_: Any) -> None:
+    def _limit(self, *, prefix: str, rate: int | None, burst: int | None, json: bool, **_: Any) -> None:
+        record = self._record(prefix)
+        set_limit(record, rate_per_s=rate, burst=burst)
+        self._say(_described(record), as_json=json, text=f"the limit of {record} is {_limit(record)}")
+
+    def _record(self, prefix: str) -> ApiKey:
         record = ApiKey.objects.filter(prefix=prefix).first()
         if record is None:
             self._fail(f"no key has the prefix {prefix!r}; `manage.py api_key list` shows them all", code=1)
+        return record
+
+    def _revoke(self, *, prefix: str, json: bool, **_: Any) -> None:
+        record = self._record(prefix)
         changed = revoke_key(record, now=datetime.now(UTC))
         text = f"revoked {record}" if changed else f"{record} was revoked before"
         self._say({"revoked": changed, **_described(record)}, as_json=json, text=text)
@@ -77,9 +104,15 @@ def _described(record: ApiKey) -> dict[str, Any]:
         "prefix": record.prefix,
         "name": record.name,
         "scopes": record.scopes,
+        "rate_per_s": record.rate_per_s,
+        "burst": record.burst,
         "created_at": record.created_at.isoformat(),
         "revoked_at": record.revoked_at and record.revoked_at.isoformat(),
     }
+
+
+def _limit(record: ApiKey) -> str:
+    return limit_in_words(rate_per_s=record.rate_per_s, burst=record.burst)
 
 
 def _minute(moment: datetime | None) -> str:

@@ -1,0 +1,88 @@
+"""How many scores a process works on at once, how many may wait, and for how long; the rest is refused at once.
+
+A process that takes in all that it is asked for answers nobody in time once it is asked for more than it can do: what
+it then finishes was given up by its caller long ago. A request that is refused early costs next to nothing; what is
+admitted keeps its latency, and throughput stays what it was.
+
+As many requests as have a place are under way; the next ones wait for one in the order of their arrival. What tells a
+burst from overload is whether the queue has been empty lately, not its length: in a burst each may wait up to
+`INTERVAL_S`; a queue that has not been empty for so long is standing, and nobody waits longer than `TARGET_S`. That is
+CoDel (Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012; RFC 8289) as servers use it, with
+patience in the place of dropping at intervals (Maurer, "Fail at Scale", ACM Queue 13(8), 2015).
+
+A request that waits keeps a thread of the server, so there must be more threads than places in both: those that are
+left refuse, and answer what is not gated.
+"""
+
+import threading
+from collections import deque
+from enum import StrEnum
+from typing import Final
+
+from mlserve.cache.clock import Clock
+
+INTERVAL_S: Final = 0.1
+TARGET_S: Final = 0.03
+"""As long as a score takes on a slow disk: a few clients that ask without a pause are no overload."""
+
+
+class Refusal(StrEnum):
+    """Why a request was not admitted."""
+
+    FULL = "full"
+    """All places to wait are taken."""
+    LATE = "late"
+    """It had waited for as long as anybody may."""
+
+
+class Admission:
+    """Thread-safe. Whoever is admitted leaves."""
+
+    def __init__(self, *, at_once: int, most_waiting: int, clock: Clock) -> None:
+        self._at_once = at_once
+        self._most_waiting = most_waiting
+        self._monotonic = clock.monotonic
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._waiting: deque[threading.Lock] = deque()
+        self._last_empty = self._monotonic()
+
+    @property
+    def under_way(self) -> int:
+        return self._under_way
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def enter(self) -> Refusal | None:
+        """None when the caller has a place, perhaps after a wait of at most `INTERVAL_S`."""
+        with self._lock:
+            if self._under_way < self._at_once:
+                self._under_way += 1
+                return None
+            if len(self._waiting) >= self._most_waiting:
+                return Refusal.FULL
+            now = self._monotonic()
+            if not self._waiting:
+                self._last_empty = now
+            patience_s = TARGET_S if now - self._last_empty > INTERVAL_S else INTERVAL_S
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        if turn.acquire(timeout=patience_s):
+            return None
+        with self._lock:
+            try:
+                self._waiting.remove(turn)
+            except ValueError:  # its turn came at the last moment
+                return None
+        return Refusal.LATE
+
+    def leave(self) -> None:
+        """Hands the place to whoever has waited longest."""
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._under_way -= 1

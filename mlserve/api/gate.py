@@ -1,0 +1,111 @@
+"""The gate in front of Django: scores are admitted (`admission.py`) or refused before anything else is done for them.
+
+Refused is what nothing has been done for: its key was not looked up, its body not read. Everything that is not under
+`/v1/scores` passes: health and metrics, because who watches must see an overloaded process; the admin and the other
+addresses of the API, because operators must be able to act on it.
+"""
+
+from collections.abc import Callable, Iterable
+from random import randint
+from time import perf_counter
+from typing import Any, Final
+
+import msgspec
+from django.http import HttpResponse
+
+from mlserve.api.admission import Admission, Refusal
+from mlserve.api.problems import CONTENT_TYPE, TYPE_PREFIX, Problem
+from mlserve.errors import STATUS_OF, TITLE_OF, ErrorCode
+from mlserve.observability.metrics import ADMISSION_REFUSED, ADMISSION_WAIT
+from mlserve.observability.request_id import assign_request_id
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+Application = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+GATED: Final = "/v1/scores"
+RETRY_AFTER_S: Final = (1, 4)
+"""From and to: all who are refused at one moment must not come back at one moment."""
+_WAITED_S: Final = 0.0001
+"""Less is no wait, but the time that it takes to find a place free."""
+_CODE: Final = ErrorCode.OVERLOADED
+_STATUS: Final = f"{int(STATUS_OF[_CODE])} {STATUS_OF[_CODE].phrase}"
+_DETAIL: Final = {
+    Refusal.FULL: "As many scores wait here as may; nothing was done for this one. Send it again later.",
+    Refusal.LATE: "No place became free in time; nothing was done for this one. Send it again later.",
+}
+_HEADERS: Final = [
+    ("Content-Type", CONTENT_TYPE),
+    ("Cache-Control", "no-store"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("X-Content-Type-Options", "nosniff"),
+]
+_encode = msgspec.json.Encoder().encode
+
+
+class Gate:
+    """A WSGI application around another one."""
+
+    def __init__(self, application: Application, admission: Admission) -> None:
+        self._application = application
+        self._admission = admission
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if not environ.get("PATH_INFO", "").startswith(GATED):
+            return self._application(environ, start_response)
+        arrived = perf_counter()
+        refusal = self._admission.enter()
+        if refusal is not None:
+            ADMISSION_REFUSED.labels(refusal).inc()
+            return _refuse(environ, start_response, refusal)
+        try:
+            waited_s = perf_counter() - arrived
+            if waited_s > _WAITED_S:
+                ADMISSION_WAIT.observe(waited_s)
+            return _finished(self._application(environ, start_response))
+        finally:
+            self._admission.leave()
+
+
+def _finished(response: Iterable[bytes]) -> Iterable[bytes]:
+    """The body, once all that the request holds is given back: its connection to Postgres too.
+
+    A server closes a response after it was sent. The next request on that connection would then begin beside the end of
+    this one, on another thread, and both would fight for the interpreter.
+    """
+    if not isinstance(response, HttpResponse):
+        return response
+    body = response.content
+    response.close()
+    return [body]
+
+
+class _Meta:
+    """What a request id is looked for in."""
+
+    def __init__(self, environ: Environ) -> None:
+        self.META = environ
+
+
+def _refuse(environ: Environ, start_response: StartResponse, refusal: Refusal) -> list[bytes]:
+    request_id = assign_request_id(_Meta(environ))
+    body = _encode(
+        Problem(
+            type=f"{TYPE_PREFIX}{_CODE}",
+            title=TITLE_OF[_CODE],
+            status=int(STATUS_OF[_CODE]),
+            detail=_DETAIL[refusal],
+            code=_CODE,
+            request_id=request_id,
+        )
+    )
+    start_response(
+        _STATUS,
+        [
+            *_HEADERS,
+            ("Content-Length", str(len(body))),
+            ("Request-Id", request_id),
+            ("Retry-After", str(randint(*RETRY_AFTER_S))),
+        ],
+    )
+    return [body]

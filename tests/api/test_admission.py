@@ -1,0 +1,226 @@
+"""Who is admitted, who waits and for how long, who is refused."""
+
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pytest
+
+from mlserve.api.admission import INTERVAL_S, TARGET_S, Admission, Refusal
+from mlserve.api.gate import RETRY_AFTER_S, Environ, Gate, StartResponse
+from tests.fixtures.clock import ManualClock
+from tests.fixtures.waiting import until
+
+_PATIENT_S = 20.0
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def admission(clock: ManualClock) -> Admission:
+    return Admission(at_once=2, most_waiting=2, clock=clock)
+
+
+def _timed(admission: Admission) -> tuple[Refusal | None, float]:
+    began = time.monotonic()
+    return admission.enter(), time.monotonic() - began
+
+
+def _waits(admission: Admission, number: int) -> bool:
+    return admission.waiting == number
+
+
+def test_as_many_as_have_a_place_are_admitted_at_once(admission: Admission) -> None:
+    """And a place that was left is free."""
+    for _ in range(3):
+        assert [admission.enter(), admission.enter()] == [None, None]
+        assert admission.under_way == 2
+        admission.leave()
+        admission.leave()
+    assert admission.under_way == 0
+
+
+def test_the_first_to_wait_gets_the_next_place(admission: Admission, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of arrival, and never more than there are places."""
+    monkeypatch.setattr("mlserve.api.admission.INTERVAL_S", _PATIENT_S)
+    admission.enter()
+    admission.enter()
+    with ThreadPoolExecutor(2) as pool:
+        waiting: list[Future[Refusal | None]] = []
+        for number in (1, 2):
+            waiting.append(pool.submit(admission.enter))
+            until(partial(_waits, admission, number))
+        admission.leave()
+        assert waiting[0].result(_PATIENT_S) is None
+        assert not waiting[1].done() and admission.under_way == 2
+        admission.leave()
+        assert waiting[1].result(_PATIENT_S) is None
+    assert (admission.under_way, admission.waiting) == (2, 0)
+
+
+def test_who_finds_the_queue_full_is_refused_at_once(admission: Admission, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a wait."""
+    monkeypatch.setattr("mlserve.api.admission.INTERVAL_S", _PATIENT_S)
+    admission.enter()
+    admission.enter()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(admission.enter) for _ in range(2)]
+        until(lambda: admission.waiting == 2)
+        assert admission.enter() is Refusal.FULL
+        admission.leave()
+        admission.leave()
+        assert [each.result(_PATIENT_S) for each in waiting] == [None, None]
+
+
+def test_nobody_waits_for_ever(admission: Admission) -> None:
+    """And whoever gave up is not handed a place later."""
+    admission.enter()
+    admission.enter()
+    refusal, took_s = _timed(admission)
+    assert refusal is Refusal.LATE and took_s >= INTERVAL_S
+    assert admission.waiting == 0
+    admission.leave()
+    assert admission.under_way == 1
+
+
+def test_a_place_that_comes_at_the_last_moment_is_kept(admission: Admission) -> None:
+    """Handed over just when patience was at its end: refusing now would lose the place."""
+    admission.enter()
+    admission.enter()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(admission.enter)
+        until(partial(_waits, admission, 1))
+        with admission._lock:
+            threading.Event().wait(2 * INTERVAL_S)  # it has given up, and asks for the lock to say so
+            admission._waiting.popleft().release()
+        assert waiting.result(_PATIENT_S) is None
+    assert (admission.under_way, admission.waiting) == (2, 0)
+
+
+def test_in_a_standing_queue_patience_is_short(
+    admission: Admission, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the queue has not been empty for an interval; when it was, patience is long again."""
+    monkeypatch.setattr("mlserve.api.admission.INTERVAL_S", 1.0)
+    admission.enter()
+    admission.enter()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(_timed, admission)
+        until(lambda: admission.waiting == 1)
+        clock.advance(1.5)
+        refusal, took_s = _timed(admission)
+        assert refusal is Refusal.LATE and TARGET_S <= took_s < 0.9
+        assert not first.done()
+        assert first.result(_PATIENT_S)[1] >= 0.9
+    refusal, took_s = _timed(admission)
+    assert refusal is Refusal.LATE and took_s >= 0.9
+
+
+def test_places_are_neither_lost_nor_made_under_load(clock: ManualClock) -> None:
+    """Many threads that come, wait, give up and go: never more at once than there are places, and none is left over."""
+    admission = Admission(at_once=3, most_waiting=4, clock=clock)
+    lock, barrier = threading.Lock(), threading.Barrier(16)
+    inside, most, admitted = 0, 0, 0
+
+    def work() -> None:
+        nonlocal inside, most, admitted
+        barrier.wait(_PATIENT_S)
+        for _ in range(200):
+            if admission.enter() is not None:
+                continue
+            with lock:
+                inside += 1
+                admitted += 1
+                most = max(most, inside)
+            with lock:
+                inside -= 1
+            admission.leave()
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(_PATIENT_S)
+    assert 0 < most <= 3 and admitted > 0
+    assert (admission.under_way, admission.waiting) == (0, 0)
+
+
+class _Inner:
+    """Stands for Django: a place that is taken as long as it is called."""
+
+    def __init__(self, admission: Admission, error: Exception | None = None) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self._admission = admission
+        self._error = error
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        self.seen.append((environ["PATH_INFO"], self._admission.under_way))
+        if self._error is not None:
+            raise self._error
+        start_response("200 OK", [])
+        return [b"inner"]
+
+
+def _call(gate: Gate, path: str, **environ: str) -> tuple[str, dict[str, str], bytes]:
+    said: list[Any] = []
+    body = b"".join(gate({"PATH_INFO": path, **environ}, lambda status, headers: said.extend([status, headers])))
+    return said[0], dict(said[1]), body
+
+
+@pytest.mark.parametrize(
+    ("path", "gated"),
+    [
+        ("/v1/scores", True),
+        ("/v1/scores/t-1", True),
+        ("/v1/scores/batch", True),
+        ("/v1/features/customer/c-1", False),
+        ("/healthz/live", False),
+        ("/healthz/ready", False),
+        ("/metrics", False),
+        ("/admin/", False),
+    ],
+)
+def test_only_scores_are_gated(clock: ManualClock, path: str, gated: bool) -> None:
+    """All else passes, however full it is."""
+    admission = Admission(at_once=1, most_waiting=0, clock=clock)
+    inner = _Inner(admission)
+    gate = Gate(inner, admission)
+    assert _call(gate, path)[0] == "200 OK"
+    assert inner.seen == [(path, 1 if gated else 0)]
+    admission.enter()
+    assert _call(gate, path)[0] == ("503 Service Unavailable" if gated else "200 OK")
+    assert len(inner.seen) == (1 if gated else 2)
+
+
+def test_a_refusal_is_a_problem_like_any_other(clock: ManualClock) -> None:
+    """With a request id, and seconds to wait that differ from client to client."""
+    import json
+
+    admission = Admission(at_once=1, most_waiting=0, clock=clock)
+    gate = Gate(_Inner(admission), admission)
+    admission.enter()
+    status, headers, body = _call(gate, "/v1/scores", HTTP_REQUEST_ID="mine-1")
+    problem = json.loads(body)
+    assert status == "503 Service Unavailable" and headers["Content-Type"] == "application/problem+json"
+    assert problem["code"] == "overloaded" and problem["status"] == 503
+    assert headers["Request-Id"] == problem["request_id"] == "mine-1"
+    assert headers["Cache-Control"] == "no-store"
+    assert int(headers["Content-Length"]) == len(body)
+    waits = {int(_call(gate, "/v1/scores")[1]["Retry-After"]) for _ in range(200)}
+    assert waits == set(range(RETRY_AFTER_S[0], RETRY_AFTER_S[1] + 1))
+
+
+def test_a_request_that_fails_leaves_its_place(clock: ManualClock) -> None:
+    """Whatever it fails with."""
+    admission = Admission(at_once=1, most_waiting=0, clock=clock)
+    gate = Gate(_Inner(admission, error=RuntimeError("no")), admission)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            _call(gate, "/v1/scores")
+    assert admission.under_way == 0
