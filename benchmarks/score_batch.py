@@ -94,13 +94,13 @@ class _Requests:
         return measure
 
     def check(self) -> None:
-        """Every item of a batch is scored, out of L1 and L2: Postgres is not asked."""
+        """Every item of a batch is scored out of the cache: Postgres is not asked."""
         connection = Connection(HOST, self._service.port)
         answer = msgspec.json.decode(connection.ask(self._batch(0, f"{_DRY_RUN}&include=trace")))
         connection.close()
         wrong = [result for result in answer["results"] if result["status"] != 200 or result["answer"]["degraded"]]
         asked = {tier["tier"] for tier in answer["results"][0].get("answer", {}).get("trace", ())}
-        if wrong or not {"l1", "l2"} <= asked or "l3" in asked:
+        if wrong or "l1" not in asked or "l3" in asked:
             raise BenchmarkFailed(f"batch: the scores were not warm: {sorted(asked)}, {wrong[:1]}")
 
 

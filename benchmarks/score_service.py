@@ -23,6 +23,7 @@ from psycopg import sql
 
 from benchmarks.contest import BenchmarkFailed, Progress
 from benchmarks.score_world import ScoreWorld
+from mlserve.cache.watermark import name_of
 from mlserve.settings import env
 
 HOST = "127.0.0.1"
@@ -135,10 +136,22 @@ def _relay(environment: Mapping[str, str], log: Path) -> Iterator[None]:
         subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT) as relay,
     ):
         try:
+            _wait_until_it_vouches(relay, environment["REDIS_CACHE_URL"], log)
             yield
         finally:
             relay.terminate()
             _end(relay)
+
+
+def _wait_until_it_vouches(relay: "subprocess.Popen[bytes]", cache_url: str, log: Path) -> None:
+    """What is filled before the first watermark is vouched for by nobody, ever."""
+    deadline = time.monotonic() + _START_S
+    with redis.Redis.from_url(cache_url, socket_timeout=5) as client:
+        while relay.poll() is None and time.monotonic() < deadline:
+            if client.exists(name_of(0)):
+                return
+            time.sleep(0.05)
+    raise BenchmarkFailed(f"score: the relay does not begin:\n{_tail(log)}")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a partition's stream in Redis says: one message for each batch, and what operators tell every process.
 
     held, following, changed    a batch took the partition from one watermark to the next (`lua/batch.lua`)
-    withdrawn                   copies that must go whatever their version
+    withdrawn, by               copies that must go whatever their version, and which process says so
     asked, keys                 the inspector's question what each process holds (`inquiry.py`)
 
 Whoever can write to Redis can write messages too. One that cannot be read is a gap, after which a process holds
@@ -43,11 +43,18 @@ def pack_withdrawn(keys: Iterable[Key]) -> bytes:
     return _encoder.encode([(key.kind, key.id, key.group) for key in keys])
 
 
-def read(fields: Any, *, watermark_name: bytes = b"", seal: Seal = NO_SEAL) -> Message | Withdrawn | Question:
-    """A message from the fields and values of an entry of the stream; `UNREADABLE` if they are none of ours."""
+def read(
+    fields: Any, *, watermark_name: bytes = b"", seal: Seal = NO_SEAL, reader: bytes = b""
+) -> Message | Withdrawn | Question:
+    """A message from the fields and values of an entry of the stream; `UNREADABLE` if they are none of ours.
+
+    What the `reader` has withdrawn itself is nothing new to it.
+    """
     try:
         held = dict(zip(fields[::2], fields[1::2], strict=True))
         if b"withdrawn" in held:
+            if reader and held.get(b"by") == reader:
+                return ()
             return tuple(Key(*names) for names in _withdrawn.decode(held[b"withdrawn"]))
         if b"asked" in held:
             return read_question(held[b"asked"], held[b"keys"]) or ()

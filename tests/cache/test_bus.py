@@ -259,3 +259,13 @@ def test_a_message_of_somebody_who_has_not_the_key_is_a_gap(redis_client: redis.
     redis_client.xadd(BUS, false)
     world.tail.poll()
     assert not world.holds() and world.chain.vouched_at == 0.0
+
+
+def test_who_withdraws_does_not_hear_of_it_again(following: Following) -> None:
+    """By then it may hold the value that has taken the place of what was withdrawn."""
+    following.put(KEY, version=1)
+    assert following.tail.withdraw([KEY])
+    assert not following.holds()
+    following.put(KEY, version=2)
+    following.tail.poll()
+    assert following.holds()

@@ -6,6 +6,7 @@ Whether the message continues what was heard before is for the chain to say (`ch
 """
 
 from collections.abc import Callable, Sequence
+from secrets import token_hex
 from typing import Any
 
 from mlserve.cache import bus, watermark
@@ -41,6 +42,8 @@ class BusTail:
         self._partitions = partitions
         self._seal = seal
         self._answer = answer
+        self._name = token_hex(8).encode()
+        """Of this process: what it withdraws is gone here before it hears of it, and may be back in a newer form."""
         self._last: dict[int, bytes] = {}
         """Number of the last message that was read of each partition."""
         self._nothing_new: set[int] = set()
@@ -57,12 +60,13 @@ class BusTail:
         self._chain.note_silence()
 
     def withdraw(self, keys: Sequence[Key]) -> bool:
-        """Tells every process that follows to drop these copies whatever they are. False if one could not be told."""
+        """Every process that follows drops these copies whatever they are, this one now. False if one is not told."""
+        self._chain.withdraw(keys)
         told: dict[int, list[Key]] = {}
         for key in keys:
             told.setdefault(names_of(key.kind, key.id, self._partitions).partition, []).append(key)
         commands = [
-            Command(name_of(at), _xadd(name_of(at), b"withdrawn", pack_withdrawn(of_partition)))
+            Command(name_of(at), _xadd(name_of(at), b"withdrawn", pack_withdrawn(of_partition), b"by", self._name))
             for at, of_partition in told.items()
         ]
         replies = self._wire.ask(commands, shed=False)
@@ -127,7 +131,7 @@ class BusTail:
             self._nothing_new.add(partition)
         for number, fields in reply:
             self._last[partition] = number
-            message = bus.read(fields, watermark_name=watermark.name_of(partition), seal=self._seal)
+            message = bus.read(fields, watermark_name=watermark.name_of(partition), seal=self._seal, reader=self._name)
             if isinstance(message, tuple):
                 self._chain.withdraw(message)
             elif isinstance(message, Question):
