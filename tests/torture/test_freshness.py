@@ -20,7 +20,7 @@ FOUND_BY = {
     "gap_flush": ("flushall,lossy_failover", "over_bound"),
     "ring": ("reader_stop,flushall", "over_bound"),
     "bound": ("relay_stop,relay_kill", "over_bound"),
-    "ttl": ("none", "over_bound"),
+    "ttl": ("relay_stop,relay_kill", "over_bound"),
     "wrong_byte": ("none", "wrong_bytes"),
     "old_record": ("none", "over_bound"),
 }

@@ -52,12 +52,12 @@ def test_no_fault_breaks_the_proof() -> None:
     assert min(report["strong_reads"], report["token_reads"], report["final_reads"], report["rolled_back"]) > 50
 
 
-def test_a_batch_in_two_steps_is_found_out(tmp_path: Path) -> None:
-    """The watermark ahead of its invalidations: the run fails, says why, and keeps its histories."""
-    arguments = ("--seconds", "10", "--faults", "none", "--ablate", "atomic_batch", "--keep-logs", str(tmp_path))
+def test_wrong_bytes_are_found_out(tmp_path: Path) -> None:
+    """Planted under true versions: the run fails, says why, and keeps its histories."""
+    arguments = ("--seconds", "10", "--faults", "none", "--ablate", "wrong_byte", "--keep-logs", str(tmp_path))
     code, report = check(*arguments)
     assert report["failures"] == []
-    assert report["violations"].get("over_bound", 0) > 0
+    assert report["violations"].get("wrong_bytes", 0) > 0
     assert (code, report["clean"]) == (1, False)
     assert list((tmp_path / "history").glob("*.reads"))
     assert json.loads((tmp_path / "schedule.json").read_text()) == []

@@ -1,5 +1,7 @@
 """The inspector and a process of its own: the web server, whose memory nobody else can see."""
 
+import pytest
+
 from features.inspection.verdicts import Cause
 from tests.features.inspection.conftest import GROUP, Bench
 from tests.fixtures.waiting import until
@@ -13,6 +15,7 @@ def _risk(bench: Bench, web: WebProcess) -> tuple[str, float]:
     return feature["tier"], feature["value"]
 
 
+@pytest.mark.quiet
 def test_a_wrong_copy_in_another_process_is_found_and_repaired(bench: Bench) -> None:
     """Its L1 took the copy from L2 before that was mended: only a question to the process itself can tell."""
     with web_process() as web:
