@@ -144,8 +144,8 @@ def open_freshness(progress: Progress) -> Iterator[list[Contest]]:
 _LOAD = f"{READERS} processes read {KEYS} keys of which {WRITES_A_SECOND:g} a second are written by plain SQL"
 _TTL_IS = f"the same with a TTL of {TTL_S:g} s instead, and nobody told; a longer TTL is later in proportion"
 _DELETE_IS = (
-    "the same with the copies dropped by the writer after each commit, in L2 and by a message to every process, a TTL of "
-    f"{TTL_S:g} s, and no relay: quicker, as long as writers live and messages arrive"
+    "the same with the copies dropped by the writer after each commit, in L2 and by a message to every process, a "
+    f"TTL of {TTL_S:g} s, and no relay: quicker, as long as writers live and messages arrive"
 )
 
 
