@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import msgspec
 import psycopg
@@ -14,18 +14,15 @@ import pytest
 from django.conf import settings
 from django.db import connections
 
-from features.journal import Journal
 from features.policies import policies_in_force
-from features.relay import Relay
 from features.vectors import read_groups
-from mlserve.cache.clock import SystemClock
 from mlserve.cache.keys import Key
 from mlserve.cache.outcome import Outcome, Tier
-from mlserve.cache.tiers.batches import Batches
 from mlserve.cache.tiers.request import RequestTier
 from mlserve.cache.wiring import engine
 from tests.features.sessions import conninfo
 from tests.fixtures.population import World
+from tests.fixtures.relaying import relaying
 from tests.fixtures.waiting import until
 
 GROUP = "merchant_risk"
@@ -35,27 +32,6 @@ INSERT INTO features_featurerow ("group", entity_id, "values", as_of) VALUES (%s
 ON CONFLICT ("group", entity_id) DO UPDATE SET "values" = excluded."values", as_of = excluded.as_of RETURNING version
 """
 Write = Callable[[str, float], int]
-
-
-@contextmanager
-def relaying() -> Iterator[None]:
-    """A relay like the one of `manage.py relay`, in a thread of this process."""
-    cache = engine()
-    relay = Relay(
-        journal=Journal(),
-        batches=Batches(cache.wire),
-        partitions=settings.CACHE_PARTITIONS,
-        clock=SystemClock(),
-    )
-    stop = threading.Event()
-    thread = threading.Thread(target=relay.run, args=(stop,), kwargs={"tick_s": 0.02})
-    thread.start()
-    try:
-        until(lambda: relay.lag_s is not None)
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 @pytest.fixture

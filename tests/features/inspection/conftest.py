@@ -1,8 +1,7 @@
 """A cache to be inspected: the population's world, a relay, a writer nobody hears of, and time that passes at will."""
 
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import count
 from typing import Any
 
@@ -14,20 +13,17 @@ from django.db import connection
 
 from features.inspection.inspector import Inspector
 from features.inspection.wiring import make_inspector
-from features.journal import Journal
 from features.models import InspectionCount, InspectionCursor, InspectionFinding, InspectionMark
 from features.policies import policies_in_force
-from features.relay import Relay
 from features.vectors import read_groups
-from mlserve.cache.clock import SystemClock
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key, names_of
 from mlserve.cache.outcome import MissReason, Outcome
-from mlserve.cache.tiers.batches import Batches
 from mlserve.cache.tiers.request import RequestTier
 from mlserve.cache.wiring import engine
 from tests.features.sessions import conninfo
 from tests.fixtures.population import World
+from tests.fixtures.relaying import relaying
 from tests.fixtures.waiting import until
 
 GROUP = "merchant_risk"
@@ -138,25 +134,6 @@ def proven(bench: Bench) -> Iterator[Bench]:
     bench.world.edit_policy(GROUP, freshness="proven")
     with relaying():
         yield bench
-
-
-@contextmanager
-def relaying() -> Iterator[None]:
-    relay = Relay(
-        journal=Journal(),
-        batches=Batches(engine().wire),
-        partitions=settings.CACHE_PARTITIONS,
-        clock=SystemClock(),
-    )
-    stop = threading.Event()
-    thread = threading.Thread(target=relay.run, args=(stop,), kwargs={"tick_s": 0.02})
-    thread.start()
-    try:
-        until(lambda: relay.lag_s is not None)
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _forget() -> None:
