@@ -269,3 +269,15 @@ def test_who_withdraws_does_not_hear_of_it_again(following: Following) -> None:
     following.put(KEY, version=2)
     following.tail.poll()
     assert following.holds()
+
+
+def test_a_withdrawal_among_numbers_that_have_gone_back_is_not_lost(following: Following) -> None:
+    """The batches may go on as if nothing had been: what was said between them is told by no watermark."""
+    following.put()
+    following.tail._last[0] = b"99999999999999-0"
+    assert Following(following.client).tail.withdraw([KEY])
+    following.clock.advance(SILENCE_S + 0.1)
+    following.tell()
+    for _ in range(3):
+        following.tail.poll()
+    assert not following.holds()

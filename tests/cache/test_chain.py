@@ -243,3 +243,22 @@ def test_a_request_does_not_wait_for_a_flush(process: Process) -> None:
         over.set()
         thread.join()
     assert process.put()
+
+
+def test_a_batch_between_look_and_answer_does_not_vouch_for_what_was_found(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has just taken that copy away."""
+    assert process.put(KEY, 1)
+    put_at = process.clock.now()
+    process.clock.advance(10)
+    look = process.store.get
+
+    def look_and_then_hear(key: Key) -> object:
+        found = look(key)
+        process.hear(1, 2, (KEY, 2))
+        return found
+
+    monkeypatch.setattr(process.store, "get", look_and_then_hear)
+    found = process.l1.get_many([KEY], POLICIES)[KEY]
+    assert isinstance(found, Entry) and found.vouched_at == put_at
