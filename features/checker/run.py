@@ -19,6 +19,7 @@ from features.checker.schedule import FAULTS, plan
 from features.checker.stand import Load, Stand, directory
 from features.checker.verdict import Process, Verdict, judge
 from mlserve.settings import env
+from mlserve.stopping import Stop
 
 QUIET_S = 1.0
 """Longer than the bound, after the writers have stopped, before everything must be up to date."""
@@ -68,8 +69,8 @@ Tell = Callable[[str, Volume], None]
 """Of progress: what goes on, and how much there is."""
 
 
-def check(settings: Settings, *, tell: Tell) -> Report:
-    """Everything that was started is gone when it returns or raises."""
+def check(settings: Settings, *, tell: Tell, stop: Stop) -> Report:
+    """Everything that was started is gone when it returns or raises, StopRequested among others."""
     failed = False
 
     def keep() -> Path | None:
@@ -88,7 +89,7 @@ def check(settings: Settings, *, tell: Tell) -> Report:
             proven=settings.ablation != "ttl",
         )
         try:
-            report = _Run(settings, run, place, tell).report()
+            report = _Run(settings, run, place, tell, stop).report()
         except Exception:
             failed = True
             raise
@@ -100,11 +101,12 @@ def check(settings: Settings, *, tell: Tell) -> Report:
 
 
 class _Run:
-    def __init__(self, settings: Settings, run: RunFile, place: Path, tell: Tell) -> None:
+    def __init__(self, settings: Settings, run: RunFile, place: Path, tell: Tell, stop: Stop) -> None:
         self._settings = settings
         self._run = run
         self._place = place
         self._tell = tell
+        self._stop = stop
         self._doing = "starting servers"
         self._told_at = 0.0
         self._stand = Stand(place, run=run, load=settings.load, on_tick=self._progress)
@@ -121,7 +123,7 @@ class _Run:
             with suppress(psycopg.Error):  # it may be what has failed
                 self._journal = self._journal or self._committed()
         finally:
-            self._stand.stop()
+            self._stop.run_undisturbed(self._stand.stop)
         self._say("judging")
         verdict = self._judge()
         failures = [*self._failures, *self._stand.failures]
@@ -210,6 +212,7 @@ class _Run:
         self._progress()
 
     def _progress(self) -> None:
+        self._stop.check()
         now = time.monotonic()
         if now - self._told_at >= _PROGRESS_S:
             self._told_at = now

@@ -218,7 +218,7 @@ def _prefix(pid: int | str) -> str:
 
 def _sweep() -> None:
     """Removes what runs left that were killed with -9."""
-    for left in _PARENT.glob(_prefix("*")):
+    for left in _PARENT.glob(_prefix("*") + "*"):
         pid = left.name.removeprefix(f"mlserve-checker-{os.geteuid()}-").partition("-")[0]
         if left.stat().st_uid == os.geteuid() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
             Servers(left).destroy()

@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -26,14 +27,20 @@ class HeldUp:
         self.held = threading.Event()
         self.go_on.set()
         self._sockets: list[socket.socket] = [self._listener]
-        threading.Thread(target=self._accept, daemon=True).start()
+        threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
         self.go_on.set()
         for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # who reads it in a thread hears of it
             each.close()
 
-    def _accept(self) -> None:
+    def _serve(self) -> None:
+        with suppress(OSError):  # closed meanwhile
+            self._pass_on()
+
+    def _pass_on(self) -> None:
         client, _ = self._listener.accept()
         server = socket.create_connection(self._server)
         self._sockets += [client, server]
@@ -50,8 +57,9 @@ class HeldUp:
             server.sendall(head + body)
 
     def _answers(self, client: socket.socket, server: socket.socket) -> None:
-        while data := server.recv(65536):
-            client.sendall(data)
+        with suppress(OSError):
+            while data := server.recv(65536):
+                client.sendall(data)
 
 
 @pytest.fixture

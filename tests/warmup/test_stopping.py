@@ -5,8 +5,8 @@ from io import StringIO
 
 import pytest
 
+from mlserve.stopping import Stop, StopRequested, stop_on_signals
 from warmup.demo.stages import Stages
-from warmup.demo.stopping import Stop, StopRequested, stop_on_signals
 
 
 class _Thing:

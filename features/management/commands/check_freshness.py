@@ -1,6 +1,5 @@
 """`manage.py check_freshness`: tries to break the proof of freshness on servers of its own."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from features.checker.schedule import FAULTS
 from features.checker.stand import Load
 from mlserve.arguments import whole_number
 from mlserve.servers.process import EmbeddedServerError
+from mlserve.stopping import StopRequested, stop_on_signals
 
 
 class Command(BaseCommand):
@@ -78,9 +78,11 @@ class Command(BaseCommand):
             load=Load(readers=options["readers"], writers=options["writers"]),
             keep_logs=options["keep_logs"],
         )
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started must not outlive it
         try:
-            report = check(settings, tell=self._tell)
+            with stop_on_signals() as stop:  # what it started must not outlive it
+                report = check(settings, tell=self._tell, stop=stop)
+        except StopRequested:
+            raise KeyboardInterrupt from None
         except (EmbeddedServerError, NotMended, ChildFailed) as error:
             raise CommandError(str(error)) from error
         finally:

@@ -13,6 +13,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from features.checker.schedule import FAULTS
+from features.checker.stand import directory
 from mlserve.settings.base import BASE_DIR
 from tests.fixtures.waiting import until
 
@@ -116,3 +117,15 @@ def test_every_fault_is_in_the_reference() -> None:
     """With what it does."""
     page = (BASE_DIR / "docs" / "reference" / "commands.md").read_text("utf-8")
     assert [fault for fault in FAULTS if f"`{fault}`" not in page] == []
+
+
+def test_what_a_killed_run_left_the_next_one_removes() -> None:
+    """Its directory is named after a process that is gone."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = Path(f"/var/tmp/mlserve-checker-{os.geteuid()}-{gone.pid}-left")
+    left.mkdir()
+    with directory(keep=lambda: None) as own:
+        assert not left.exists()
+        assert own.exists()
+    assert not own.exists()

@@ -22,6 +22,7 @@ from mlserve import embedded
 from mlserve.cache import wiring
 from mlserve.console.figures import collect_figures
 from mlserve.errors import MlserveError
+from mlserve.stopping import Stop, StopRequested, stop_on_signals
 from warmup import run
 from warmup.demo import prepare, recipes
 from warmup.demo.arguments import DemoArguments, check_values
@@ -29,7 +30,6 @@ from warmup.demo.children import ChildFailed, Children, stop_leftovers
 from warmup.demo.place import DemoPlace, free_port, wipe_metric_files
 from warmup.demo.stages import Stages
 from warmup.demo.status import status_line
-from warmup.demo.stopping import Stop, StopRequested, stop_on_signals
 from warmup.demo.welcome import base_url, first_score_text, welcome_text
 from warmup.service_client import Reply, ServiceClient, Unreachable
 

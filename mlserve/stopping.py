@@ -10,14 +10,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequested(BaseException):
-    """Somebody wants the demo to end. Like KeyboardInterrupt, not to be caught on the way."""
+    """Somebody wants the command to end. Like KeyboardInterrupt, not to be caught on the way."""
 
 
 class Stop:
     """While `raises`, a signal interrupts whatever goes on; afterwards it is only noted, for loops that look.
 
-    Python drops an exception that a handler raises inside a callback of C code (a weak reference's, a finalizer's). So
-    the request is remembered as well, for `check`, and every further signal raises again.
+    Python drops an exception that a handler raises inside a callback of C code (a weak reference's, a finalizer's, one
+    that follows a fork). So the request is remembered as well, for `check`, and every further signal raises again.
     """
 
     def __init__(self) -> None:
