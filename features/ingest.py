@@ -1,15 +1,25 @@
-"""Records transactions in the ledger and, in the same database transaction, in their customers' activity."""
+"""Records transactions in the ledger and, in the same database transaction, in their customers' activity.
+
+Most transactions are the newest of their customer, and then the list that is stored only has to be continued: that
+takes a tenth of deriving it from the ledger anew, which is left for all other cases. The statement tells them apart by
+itself: a list may be continued if it holds as many transactions as the ledger has in its window.
+"""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import msgspec
+import psycopg
 
-from features.activity import Cursor, lock_customers, update_activity
+from features.activity import ACTIVITY_MOST_KEPT, StoredRow, lock_customers, update_activity
+from features.definitions import ACTIVITY_KEPT_DAYS, CUSTOMER_ACTIVITY
 from features.existence import announce
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
+
+Session = psycopg.Connection[Any]
 
 
 class NewTransaction(msgspec.Struct, frozen=True):
@@ -31,45 +41,62 @@ class Recorded(msgspec.Struct, frozen=True):
     activity: dict[Key, Entry]
 
 
-def record(cursor: Cursor, transactions: Sequence[NewTransaction], *, now: datetime) -> Recorded:
-    """Idempotent on the transaction id. In the caller's database transaction, at READ COMMITTED."""
-    lock_customers(cursor, {transaction.customer_id for transaction in transactions})
-    added = _insert(cursor, transactions)
-    known = [transaction for transaction in transactions if transaction.id not in added]
-    customers = {transaction.customer_id for transaction in transactions if transaction.id in added}
-    activity = {}
-    if customers:
-        rows = update_activity(cursor, customers, now)
-        announce({"customer": [row.entity_id for row in rows if row.inserted]})
-        for row in rows:
-            activity[Key("customer", row.entity_id, row.group)] = Entry(
-                row.version, row.as_of, row.as_of, row.values, 0.0, row.as_of
-            )
-    return Recorded(_conflicting(cursor, known) if known else frozenset(), activity)
+class Recording:
+    """What was sent, and may not be answered yet if the session is in pipeline mode."""
+
+    def __init__(self, session: Session, transactions: Sequence[NewTransaction], now: datetime) -> None:
+        self._transactions = transactions
+        self._now = now
+        self._cursor = psycopg.Cursor(session)
+        lock_customers(self._cursor, {transaction.customer_id for transaction in transactions})
+        self._answer = psycopg.Cursor(session)
+        self._answer.execute(_RECORD, _parameters(transactions, now), binary=True)
+
+    def finish(self) -> Recorded:
+        """Once the answer has come. Derives what could not be continued."""
+        added: set[str] = set()
+        rows: dict[str, StoredRow] = {}
+        rest: set[str] = set()
+        for transaction_id, customer_id, values, version, as_of in self._answer.fetchall():
+            added.add(transaction_id)
+            if values is None:
+                rest.add(customer_id)
+            else:
+                rows[customer_id] = StoredRow(CUSTOMER_ACTIVITY.name, customer_id, tuple(values), version, as_of)
+        if rest:
+            derived = update_activity(self._cursor, rest, self._now)
+            announce({"customer": [row.entity_id for row in derived if row.inserted]})
+            rows |= {row.entity_id: row for row in derived}
+        known = [transaction for transaction in self._transactions if transaction.id not in added]
+        return Recorded(
+            _conflicting(self._cursor, known) if known else frozenset(),
+            {
+                Key("customer", row.entity_id, row.group): Entry(
+                    row.version, row.as_of, row.as_of, row.values, 0.0, row.as_of
+                )
+                for row in rows.values()
+            },
+        )
 
 
-def _insert(cursor: Cursor, transactions: Sequence[NewTransaction]) -> set[str]:
-    cursor.execute(
-        """
-        INSERT INTO features_transaction (id, occurred_at, customer_id, merchant_id, amount, currency)
-        SELECT * FROM unnest(%s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::numeric[], %s::text[])
-        ORDER BY 1
-        ON CONFLICT (id) DO NOTHING
-        RETURNING id
-        """,
-        (
-            [transaction.id for transaction in transactions],
-            [transaction.occurred_at for transaction in transactions],
-            [transaction.customer_id for transaction in transactions],
-            [transaction.merchant_id for transaction in transactions],
-            [Decimal(repr(transaction.amount)) for transaction in transactions],
-            [transaction.currency for transaction in transactions],
-        ),
-    )
-    return {row[0] for row in cursor.fetchall()}
+def record(session: Session, transactions: Sequence[NewTransaction], *, now: datetime) -> Recorded:
+    """Idempotent on the transaction id. In the session's database transaction, at READ COMMITTED."""
+    return Recording(session, transactions, now).finish()
 
 
-def _conflicting(cursor: Cursor, transactions: Sequence[NewTransaction]) -> frozenset[str]:
+def _parameters(transactions: Sequence[NewTransaction], now: datetime) -> dict[str, Any]:
+    return {
+        "ids": [transaction.id for transaction in transactions],
+        "times": [transaction.occurred_at for transaction in transactions],
+        "customers": [transaction.customer_id for transaction in transactions],
+        "merchants": [transaction.merchant_id for transaction in transactions],
+        "amounts": [Decimal(repr(transaction.amount)) for transaction in transactions],
+        "currencies": [transaction.currency for transaction in transactions],
+        "now": now,
+    }
+
+
+def _conflicting(cursor: psycopg.Cursor[Any], transactions: Sequence[NewTransaction]) -> frozenset[str]:
     cursor.execute(
         "SELECT id, occurred_at, customer_id, merchant_id, amount::float8, currency FROM features_transaction "
         "WHERE id = ANY(%s)",
@@ -82,3 +109,61 @@ def _conflicting(cursor: Cursor, transactions: Sequence[NewTransaction]) -> froz
         if msgspec.structs.replace(transaction, occurred_at=transaction.occurred_at.astimezone(UTC))
         != msgspec.structs.replace(held[transaction.id], occurred_at=held[transaction.id].occurred_at.astimezone(UTC))
     )
+
+
+# All parts of one statement see the ledger as it was before it: the count is without what is added here. The sums are
+# of `activity._UPDATE`, which says more of the list's form. `OFFSET 0`: the list is unpacked once, not at each access.
+_RECORD = f"""
+WITH added AS (
+    INSERT INTO features_transaction (id, occurred_at, customer_id, merchant_id, amount, currency)
+    SELECT * FROM unnest(
+        %(ids)b::text[], %(times)b::timestamptz[], %(customers)b::text[], %(merchants)b::text[],
+        %(amounts)b::numeric[], %(currencies)b::text[]
+    )
+    ORDER BY 1
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, customer_id, occurred_at, amount
+), arrived AS (
+    SELECT customer_id, extract(epoch FROM min(occurred_at))::float8 AS first,
+           extract(epoch FROM max(occurred_at) - interval '{ACTIVITY_KEPT_DAYS * 24} hours')::float8 AS start,
+           array_agg(number ORDER BY occurred_at, octet_length(id), id COLLATE "C", place) AS list
+    FROM added
+    CROSS JOIN LATERAL unnest(ARRAY[
+        extract(epoch FROM occurred_at)::float8,
+        amount::float8,
+        ('x' || left(encode(sha256(convert_to(id, 'UTF8')), 'hex'), 8))::bit(32)::bigint::float8
+    ]) WITH ORDINALITY AS flat (number, place)
+    GROUP BY customer_id
+), continued AS (
+    SELECT held.entity_id, held.version, joined.list, joined.list[1] AS complete_from, arrived.start, (
+        SELECT place FROM generate_series(2, cardinality(joined.list), 3) AS place
+        WHERE joined.list[place] >= arrived.start LIMIT 1
+    ) AS kept_from
+    FROM arrived
+    JOIN features_featurerow AS held ON held."group" = '{CUSTOMER_ACTIVITY.name}'
+        AND held.entity_id = arrived.customer_id AND held.deleted_at IS NULL
+    CROSS JOIN LATERAL (
+        SELECT held."values" || arrived.list AS list, cardinality(held."values") AS length OFFSET 0
+    ) AS joined
+    CROSS JOIN LATERAL (SELECT joined.list[joined.length - 2] AS newest, (joined.length - 1) / 3 AS transactions) AS was
+    WHERE joined.length %% 3 = 1
+        AND cardinality(joined.list) < 1 + 3 * {ACTIVITY_MOST_KEPT}
+        AND was.newest < arrived.first
+        AND was.transactions = (
+            SELECT count(*) FROM features_transaction AS ledger
+            WHERE ledger.customer_id = arrived.customer_id
+                AND ledger.occurred_at >= to_timestamp(was.newest) - interval '{ACTIVITY_KEPT_DAYS * 24} hours'
+        )
+), written AS (
+    UPDATE features_featurerow AS stored
+    SET as_of = %(now)b::timestamptz, "values" = ARRAY[
+            CASE WHEN continued.complete_from > 0 OR continued.kept_from > 2 THEN continued.start ELSE 0 END
+        ] || continued.list[continued.kept_from:]
+    FROM continued
+    WHERE stored."group" = '{CUSTOMER_ACTIVITY.name}' AND stored.entity_id = continued.entity_id
+        AND stored.version = continued.version AND stored.deleted_at IS NULL
+    RETURNING stored.entity_id, stored."values", stored.version, extract(epoch FROM stored.as_of)::float8 AS as_of
+)
+SELECT added.id, added.customer_id, written."values", written.version, written.as_of
+FROM added LEFT JOIN written ON written.entity_id = added.customer_id
+"""

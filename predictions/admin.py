@@ -17,6 +17,7 @@ from django.utils.safestring import SafeString
 from mlserve.console import units
 from mlserve.console.readonly import ReadOnlyAdmin
 from mlserve.errors import MlserveError
+from predictions import stored
 from predictions.evaluation import evaluate_model
 from predictions.messages import ScoreResponse
 from predictions.models import Activation, Decision, ModelVersion
@@ -287,8 +288,8 @@ class DecisionAdmin(ReadOnlyAdmin):
     @admin.display(description="response")
     def stored_response(self, decision: Decision) -> SafeString | str:
         try:
-            text = json.dumps(json.loads(bytes(decision.response)), indent=2, ensure_ascii=False)
-        except ValueError:
+            text = json.dumps(json.loads(stored.unpack(decision.response)), indent=2, ensure_ascii=False)
+        except (ValueError, stored.AnswerUnreadable):
             return "not readable"
         return format_html('<details><summary>JSON</summary><pre class="json">{}</pre></details>', text)
 
@@ -296,8 +297,8 @@ class DecisionAdmin(ReadOnlyAdmin):
 def _response_of(decision: Decision) -> ScoreResponse | None:
     """None if what lies there is not a response of this version of the code."""
     try:
-        return msgspec.json.decode(bytes(decision.response), type=ScoreResponse)
-    except msgspec.MsgspecError:
+        return msgspec.json.decode(stored.unpack(decision.response), type=ScoreResponse)
+    except (stored.AnswerUnreadable, msgspec.MsgspecError):
         return None
 
 

@@ -33,7 +33,7 @@ from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
 from mlserve.observability import metrics
 from mlserve.patience import answer_within
-from predictions import spool
+from predictions import spool, stored
 from predictions.messages import ScoreResponse, with_degradation
 
 _log = structlog.get_logger(__name__)
@@ -228,21 +228,35 @@ def _commit_on_live_connection(entries: Sequence[JournalEntry]) -> list[Recorded
 
 
 def commit(entries: Sequence[JournalEntry]) -> list[Recorded | MlserveError]:
-    """One database transaction for all of them, then the new activity written through. Raises database errors."""
+    """One database transaction for all of them, then the new activity written through. Raises database errors.
+
+    It waits four times: for PostgreSQL's answers, for the leases, for the commit and for L2.
+    """
     clock = engine().clock
     started = clock.monotonic()
     first = {entry.transaction.id: entry for entry in reversed(entries)}
     unique = sorted(first.values(), key=lambda entry: entry.transaction.id)
-    with transaction.atomic(), connection.cursor() as cursor:
-        recorded = ingest.record(
-            cursor, [entry.transaction for entry in unique], now=max(entry.response.decided_at for entry in unique)
-        )
-        added = _insert(cursor, [entry for entry in unique if entry.transaction.id not in recorded.conflicts])
-        # A later entry of the batch with the same id is a repetition of the first.
-        repeated = [entry for entry in entries if first[entry.transaction.id] is not entry]
-        known = [entry for entry in unique if entry.transaction.id not in added]
-        stored = _stored(cursor, known + repeated) if known or repeated else {}
-        versions = _activity_versions(cursor, recorded.activity, {entry.transaction.customer_id for entry in unique})
+    with transaction.atomic(), connection.wrap_database_errors:
+        session: ingest.Session = connection.connection
+        with session.pipeline():  # one wait for all that most commits need
+            recording = ingest.Recording(
+                session,
+                [entry.transaction for entry in unique],
+                max(entry.response.decided_at for entry in unique),
+            )
+            insertion = _insert(session, unique)
+        recorded = recording.finish()
+        added = {row[0] for row in insertion.fetchall()}
+        with psycopg.Cursor(session) as cursor:
+            if refused := recorded.conflicts & added:
+                cursor.execute("DELETE FROM predictions_decision WHERE transaction_id = ANY(%s)", (list(refused),))
+                added -= refused
+            # A later entry of the batch with the same id is a repetition of the first.
+            repeated = [entry for entry in entries if first[entry.transaction.id] is not entry]
+            known = [entry for entry in unique if entry.transaction.id not in added]
+            earlier = _stored(cursor, known + repeated) if known or repeated else {}
+            customers = {entry.transaction.customer_id for entry in unique}
+            versions = _activity_versions(cursor, recorded.activity, customers)
         leases = write_leases(recorded.activity)
     write_through(recorded.activity, leases)
     metrics.JOURNAL_COMMIT.observe(clock.monotonic() - started)
@@ -252,7 +266,7 @@ def commit(entries: Sequence[JournalEntry]) -> list[Recorded | MlserveError]:
         if first[entry.transaction.id] is entry and entry.transaction.id in added
         else _compare(
             entry,
-            stored.get(entry.transaction.id),
+            earlier.get(entry.transaction.id),
             activity_version=versions.get(entry.transaction.customer_id, 0),
         )
         for entry in entries
@@ -277,7 +291,7 @@ def stored_response(transaction_id: str) -> bytes | None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT response FROM predictions_decision WHERE transaction_id = %s", (transaction_id,))
         row = cursor.fetchone()
-    return bytes(row[0]) if row else None
+    return stored.unpack(row[0]) if row else None
 
 
 def _commit_alone(entry: JournalEntry) -> Recorded | MlserveError:
@@ -324,18 +338,17 @@ def _is_outage(error: Exception) -> bool:
     return not isinstance(error.__cause__, psycopg.DataError | psycopg.IntegrityError | psycopg.ProgrammingError)
 
 
-def _insert(cursor: Cursor, entries: Sequence[JournalEntry]) -> set[str]:
-    if not entries:
-        return set()
-    cursor.execute(
+def _insert(session: ingest.Session, entries: Sequence[JournalEntry]) -> "psycopg.Cursor[tuple[str]]":
+    """Answers with the ids that had no decision before. May be sent only, if the session is in pipeline mode."""
+    return psycopg.Cursor(session).execute(
         """
         INSERT INTO predictions_decision (
             transaction_id, client, request_digest, model_version_id, policy_version,
             score, decision, degraded, response, decided_at
         )
         SELECT * FROM unnest(
-            %s::text[], %s::text[], %s::bytea[], %s::bigint[], %s::bigint[],
-            %s::float8[], %s::text[], %s::boolean[], %s::bytea[], %s::timestamptz[]
+            %b::text[], %b::text[], %b::bytea[], %b::bigint[], %b::bigint[],
+            %b::float8[], %b::text[], %b::boolean[], %b::bytea[], %b::timestamptz[]
         )
         ON CONFLICT (transaction_id) DO NOTHING
         RETURNING transaction_id
@@ -347,13 +360,12 @@ def _insert(cursor: Cursor, entries: Sequence[JournalEntry]) -> set[str]:
             [entry.model_version_id for entry in entries],
             [entry.policy_version for entry in entries],
             [entry.response.score for entry in entries],
-            [entry.response.decision for entry in entries],
+            [str(entry.response.decision) for entry in entries],
             [entry.response.degraded for entry in entries],
-            [msgspec.json.encode(entry.response) for entry in entries],
+            [stored.pack(msgspec.json.encode(entry.response)) for entry in entries],
             [entry.response.decided_at for entry in entries],
         ),
     )
-    return {row[0] for row in cursor.fetchall()}
 
 
 def _stored(cursor: Cursor, entries: Sequence[JournalEntry]) -> dict[str, tuple[bytes, bytes]]:
@@ -365,20 +377,23 @@ def _stored(cursor: Cursor, entries: Sequence[JournalEntry]) -> dict[str, tuple[
 
 
 def _compare(
-    entry: JournalEntry, stored: tuple[bytes, bytes] | None, *, activity_version: int = 0
+    entry: JournalEntry, earlier: tuple[bytes, bytes] | None, *, activity_version: int = 0
 ) -> Recorded | MlserveError:
-    if stored is None:
+    if earlier is None:
         return TransactionConflict(
             f"transaction {entry.transaction.id} is in the ledger with another time, customer, merchant, amount or "
             "currency; a new transaction needs a new transaction_id"
         )
-    digest, response = stored
+    digest, response = earlier
     if digest != entry.digest:
         return TransactionConflict(
             f"transaction {entry.transaction.id} was scored before with other contents; "
             "a new transaction needs a new transaction_id"
         )
-    return Recorded(stored=response, activity_version=activity_version)
+    try:
+        return Recorded(stored=stored.unpack(response), activity_version=activity_version)
+    except stored.AnswerUnreadable as error:
+        return error
 
 
 _journal = Journal()

@@ -151,8 +151,7 @@ class Writer:
         )
         rows: list[_Row] = []
         with transaction.atomic():
-            with connection.cursor() as cursor:
-                recorded = ingest.record(cursor, [new], now=_now())
+            recorded = ingest.record(connection.connection, [new], now=_now())
             leases = write_leases(recorded.activity)
             rows = [_Row(key, entry.version, content_of(entry.values)) for key, entry in recorded.activity.items()]
             self.note(Event.SENT, way, number, rows)

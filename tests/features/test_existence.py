@@ -65,8 +65,8 @@ def _transaction(name: str, customer: str = "c1") -> NewTransaction:
 
 def _score(name: str, customer: str) -> None:
     """Records as the journal does."""
-    with transaction.atomic(), connection.cursor() as cursor:
-        ingest.record(cursor, [_transaction(name, customer)], now=NOW)
+    with transaction.atomic():
+        ingest.record(connection.connection, [_transaction(name, customer)], now=NOW)
 
 
 def _row(group: str, entity_id: str, **fields: Any) -> None:
@@ -108,8 +108,8 @@ def test_a_scored_newcomer_is_announced_before_the_commit() -> None:
     _build()
     process = _another_process()
     assert not _knows(process, "customer", "new")
-    with transaction.atomic(), connection.cursor() as cursor:
-        ingest.record(cursor, [_transaction("t1", "new")], now=NOW)
+    with transaction.atomic():
+        ingest.record(connection.connection, [_transaction("t1", "new")], now=NOW)
         assert _knows(process, "customer", "new")
     _score("t2", "new")
     _score("t1", "new")
@@ -149,8 +149,8 @@ def test_a_build_waits_for_writers_that_announced_before_it() -> None:
 
     def write() -> None:
         try:
-            with transaction.atomic(), connection.cursor() as cursor:
-                ingest.record(cursor, [_transaction("t1", "slow")], now=NOW)
+            with transaction.atomic():
+                ingest.record(connection.connection, [_transaction("t1", "slow")], now=NOW)
                 announced.set()
                 assert commit.wait(20)
         finally:
@@ -188,8 +188,8 @@ def test_a_writer_that_never_ends_makes_the_build_fail_in_time() -> None:
 
     def write() -> None:
         try:
-            with transaction.atomic(), connection.cursor() as cursor:
-                ingest.record(cursor, [_transaction("t1", "endless")], now=NOW)
+            with transaction.atomic():
+                ingest.record(connection.connection, [_transaction("t1", "endless")], now=NOW)
                 written.set()
                 assert finish.wait(20)
         finally:

@@ -1,6 +1,7 @@
 """Many transactions in one call: each ends as a call of its own would have, and nothing is done once for each."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from mlserve.api import data_version
 from mlserve.cache.keys import Key
 from mlserve.cache.wiring import engine
 from mlserve.observability.metrics import JOURNAL_BATCH
-from predictions import journal as journal_module
+from mlserve.patience import BoundedConnection
 from predictions.models import Decision
 from predictions.registry.active import current_model
 from tests.fixtures.population import World
@@ -269,23 +270,22 @@ def test_a_cold_batch_is_one_statement(world: World, counted: dict[str, int], co
     assert len(reads) == 1, reads
 
 
-@pytest.mark.parametrize("count", [1, 100])
-def test_a_commit_has_as_many_statements_for_a_hundred_as_for_one(
-    world: World, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Locks, ledger, activity, decisions; begin and commit."""
-    statements: list[int] = []
-    commit = journal_module.commit
+def test_a_commit_waits_as_often_for_a_hundred_as_for_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked of PostgreSQL item by item."""
+    waits: list[int] = []
+    wait = BoundedConnection.wait
 
-    def counting(entries: Any) -> Any:
-        with CaptureQueriesContext(connection) as queries:
-            outcomes = commit(entries)
-        statements.append(len(queries))
-        return outcomes
+    def counting(self: BoundedConnection, *args: Any, **options: Any) -> Any:
+        if threading.current_thread().name == "journal":
+            waits[-1] += 1
+        return wait(self, *args, **options)
 
-    monkeypatch.setattr(journal_module, "commit", counting)
-    post(world, some(world, count))
-    assert statements == [7]
+    post(world, some(world, 1))  # connects
+    monkeypatch.setattr(BoundedConnection, "wait", counting)
+    for count in (1, 100):
+        waits.append(0)
+        post(world, some(world, count, occurred_at=datetime.now(UTC).isoformat()))
+    assert waits[0] == waits[1] > 0
 
 
 def test_items_that_name_an_age_are_judged_by_their_own(world: World) -> None:

@@ -25,6 +25,7 @@ from predictions.journal import (
 )
 from predictions.messages import RiskLevel, ScoreResponse, ServedModel
 from predictions.models import Decision, ModelVersion
+from predictions.stored import AnswerUnreadable
 from tests.fixtures.population import World
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -207,3 +208,29 @@ def test_a_repetition_is_compared_with_what_was_stored(world: World) -> None:
     with pytest.raises(TransactionConflict):
         journal.record(msgspec.structs.replace(each, digest=b"y" * 32))
     journal.stop()
+
+
+def test_an_answer_from_before_it_was_deflated_is_read_as_it_is(world: World) -> None:
+    """And a repetition is answered with it."""
+    each = entry(world.newcomer("t"))
+    commit([each])
+    answer = stored_response(each.transaction.id)
+    assert answer is not None
+    stored = Decision.objects.filter(transaction_id=each.transaction.id)
+    assert len(stored.get().response) < len(answer)
+    stored.update(response=answer)
+    assert stored_response(each.transaction.id) == answer
+    assert commit([each])[0].stored == answer  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\x78\x01\x02", b"\x80\x04K*."])
+def test_a_stored_answer_that_cannot_be_read_harms_only_who_asks_for_it(world: World, garbage: bytes) -> None:
+    """Others of the same commit are stored."""
+    broken, other = entry(world.newcomer("t")), entry(world.newcomer("t"))
+    commit([broken])
+    Decision.objects.filter(transaction_id=broken.transaction.id).update(response=garbage)
+    with pytest.raises(AnswerUnreadable):
+        stored_response(broken.transaction.id)
+    outcomes = commit([broken, other])
+    assert isinstance(outcomes[0], AnswerUnreadable)
+    assert isinstance(outcomes[1], Recorded)

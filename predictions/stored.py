@@ -1,0 +1,32 @@
+"""How an answer lies in the decisions' table: JSON, deflated (RFC 1950).
+
+PostgreSQL would compress it as well, as it does with everything of this size, at ten times the price and inside the
+commit that all decisions of a moment share.
+"""
+
+import zlib
+
+from mlserve.errors import MlserveError
+
+_LEVEL = 1
+"""The fastest: some 20 us for an answer of 3.5 kB, which shrinks to a fifth."""
+
+
+class AnswerUnreadable(MlserveError):
+    """What lies in the table was not written by `pack`."""
+
+
+def pack(answer: bytes) -> bytes:
+    """For the column."""
+    return zlib.compress(answer, _LEVEL)
+
+
+def unpack(column: bytes | memoryview) -> bytes:
+    """JSON, as which answers were stored before they were deflated. Raises AnswerUnreadable for bytes that are neither."""
+    data = bytes(column)
+    if data.startswith(b"{"):
+        return data
+    try:
+        return zlib.decompress(data)
+    except zlib.error as error:
+        raise AnswerUnreadable(f"a stored decision cannot be read: {error}") from None
