@@ -26,6 +26,7 @@ from features.activity import Cursor, load_rows
 from features.definitions import CUSTOMER_ACTIVITY
 from features.source import waited_in_vain
 from features.writes import write_leases, write_through
+from mlserve.api.admission import step_aside
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.outcome import Degradation
@@ -154,6 +155,7 @@ class Journal:
         if self._thread is None:
             self._start()
         self._queue.put(waiting)
+        step_aside()
 
     def stop(self) -> None:
         """Returns when all that was handed over is finished and the thread has ended with its connection."""

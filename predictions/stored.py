@@ -22,7 +22,7 @@ def pack(answer: bytes) -> bytes:
 
 
 def unpack(column: bytes | memoryview) -> bytes:
-    """JSON, as which answers were stored before they were deflated. Raises AnswerUnreadable for bytes that are neither."""
+    """The JSON; older answers were stored as such. Raises AnswerUnreadable for bytes that are neither."""
     data = bytes(column)
     if data.startswith(b"{"):
         return data

@@ -10,8 +10,9 @@ burst from overload is whether the queue has been empty lately, not its length: 
 CoDel (Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012; RFC 8289) as servers use it, with
 patience in the place of dropping at intervals (Maurer, "Fail at Scale", ACM Queue 13(8), 2015).
 
-A request that waits keeps a thread of the server, so there must be more threads than places in both: those that are
-left refuse, and answer what is not gated.
+A score that waits for its commit does nothing meanwhile: it steps aside, the next one takes its place, and the commit
+that follows takes in all that have stepped aside until then. A request that waits, here or there, keeps a thread of the
+server, so there must be more threads than places in both: those that are left refuse, and answer what is not gated.
 """
 
 import threading
@@ -30,7 +31,7 @@ class Refusal(StrEnum):
     """Why a request was not admitted."""
 
     FULL = "full"
-    """All places to wait are taken."""
+    """As many wait, for a place or for a commit, as may."""
     LATE = "late"
     """It had waited for as long as anybody may."""
 
@@ -44,6 +45,7 @@ class Admission:
         self._monotonic = clock.monotonic
         self._lock = threading.Lock()
         self._under_way = 0
+        self._aside = 0
         self._waiting: deque[threading.Lock] = deque()
         self._last_empty = self._monotonic()
 
@@ -55,14 +57,18 @@ class Admission:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def aside(self) -> int:
+        return self._aside
+
     def enter(self) -> Refusal | None:
         """None when the caller has a place, perhaps after a wait of at most `INTERVAL_S`."""
         with self._lock:
+            if len(self._waiting) + self._aside + self._under_way >= self._at_once + self._most_waiting:
+                return Refusal.FULL
             if self._under_way < self._at_once:
                 self._under_way += 1
                 return None
-            if len(self._waiting) >= self._most_waiting:
-                return Refusal.FULL
             now = self._monotonic()
             if not self._waiting:
                 self._last_empty = now
@@ -82,7 +88,53 @@ class Admission:
     def leave(self) -> None:
         """Hands the place to whoever has waited longest."""
         with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._under_way -= 1
+            self._hand_over()
+
+    def step_aside(self) -> None:
+        """As `leave`, but the request is not over: `leave_from_aside` ends it."""
+        with self._lock:
+            self._aside += 1
+            self._hand_over()
+
+    def leave_from_aside(self) -> None:
+        with self._lock:
+            self._aside -= 1
+
+    def _hand_over(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().release()
+        else:
+            self._under_way -= 1
+
+
+class Visit:
+    """Of one request that was admitted, on its thread, until it leaves."""
+
+    __slots__ = ("_admission", "_aside")
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._aside = False
+        _visit.now = self
+
+    def step_aside(self) -> None:
+        if not self._aside:
+            self._aside = True
+            self._admission.step_aside()
+
+    def leave(self) -> None:
+        _visit.now = None
+        if self._aside:
+            self._admission.leave_from_aside()
+        else:
+            self._admission.leave()
+
+
+_visit = threading.local()
+
+
+def step_aside() -> None:
+    """Gives the place of this thread's request to the next one: from now on it only waits. Nothing if it has none."""
+    visit: Visit | None = getattr(_visit, "now", None)
+    if visit is not None:
+        visit.step_aside()

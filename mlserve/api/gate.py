@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from django.http import HttpResponse
 
-from mlserve.api.admission import Admission, Refusal
+from mlserve.api.admission import Admission, Refusal, Visit
 from mlserve.api.problems import CONTENT_TYPE, TYPE_PREFIX, Problem
 from mlserve.errors import STATUS_OF, TITLE_OF, ErrorCode
 from mlserve.observability.metrics import ADMISSION_REFUSED, ADMISSION_WAIT
@@ -58,13 +58,14 @@ class Gate:
         if refusal is not None:
             ADMISSION_REFUSED.labels(refusal).inc()
             return _refuse(environ, start_response, refusal)
+        visit = Visit(self._admission)
         try:
             waited_s = perf_counter() - arrived
             if waited_s > _WAITED_S:
                 ADMISSION_WAIT.observe(waited_s)
             return _finished(self._application(environ, start_response))
         finally:
-            self._admission.leave()
+            visit.leave()
 
 
 def _finished(response: Iterable[bytes]) -> Iterable[bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlserve.api.admission import INTERVAL_S, TARGET_S, Admission, Refusal
+from mlserve.api.admission import INTERVAL_S, TARGET_S, Admission, Refusal, Visit, step_aside
 from mlserve.api.gate import RETRY_AFTER_S, Environ, Gate, StartResponse
 from tests.fixtures.clock import ManualClock
 from tests.fixtures.waiting import until
@@ -224,3 +224,41 @@ def test_a_request_that_fails_leaves_its_place(clock: ManualClock) -> None:
         with pytest.raises(RuntimeError):
             _call(gate, "/v1/scores")
     assert admission.under_way == 0
+
+
+def test_who_steps_aside_leaves_the_place_to_the_next_and_still_counts(clock: ManualClock) -> None:
+    """Those aside and those who wait are as many as may wait; the place itself is free."""
+    admission = Admission(at_once=1, most_waiting=2, clock=clock)
+    for aside in (1, 2):
+        assert admission.enter() is None
+        admission.step_aside()
+        assert (admission.under_way, admission.aside) == (0, aside)
+    assert admission.enter() is None
+    assert admission.enter() is Refusal.FULL
+    admission.leave_from_aside()
+    assert admission.aside == 1
+    admission.leave()
+    admission.leave_from_aside()
+    assert [admission.enter(), admission.under_way, admission.aside] == [None, 1, 0]
+
+
+def test_who_waits_for_a_place_gets_the_one_of_who_steps_aside(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, while the other is still there."""
+    monkeypatch.setattr("mlserve.api.admission.INTERVAL_S", _PATIENT_S)
+    visits = []
+    for _ in range(2):
+        assert admission.enter() is None
+        visits.append(Visit(admission))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(admission.enter)
+        until(lambda: admission.waiting == 1)
+        step_aside()
+        step_aside()  # a batch hands over once, but nobody needs to know
+        assert waiting.result(_PATIENT_S) is None
+    assert (admission.under_way, admission.aside) == (2, 1)
+    visits[1].leave()
+    assert (admission.under_way, admission.aside) == (2, 0)
+    step_aside()  # nobody's
+    assert (admission.under_way, admission.aside) == (2, 0)
