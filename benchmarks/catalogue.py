@@ -46,9 +46,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             name="score", about="warm POST /v1/scores, against an empty view on the same server", open=open_scores
         ),
-        Benchmark(
-            name="score-parts", about="where the processor's time of a warm dry run goes", open=open_score_parts
-        ),
+        Benchmark(name="score-parts", about="where the processor's time of a warm dry run goes", open=open_score_parts),
         Benchmark(name="batch", about="100 transactions in one call, against 100 single calls", open=open_batch),
         Benchmark(name="overload", about="ten times as many scores as can be given", open=open_overload),
     )

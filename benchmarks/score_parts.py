@@ -71,7 +71,7 @@ def open_score_parts(progress: Progress) -> Iterator[list[Contest]]:
             yield [
                 Contest(
                     name="score-parts",
-                    ours_is="POST /v1/scores?dry_run=true, warm: the WSGI application in one thread, its processor time",
+                    ours_is="POST /v1/scores?dry_run=true, warm: the WSGI application in one thread, processor time",
                     other_is="POST to an empty REST framework view without a key, in the same way",
                     unit="us",
                     compare=Compare.OURS_OVER_OTHER,

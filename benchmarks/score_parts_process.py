@@ -64,7 +64,11 @@ PARTS: Final = (
     Part("encoding", ("predictions.scoring._encode",)),
     Part(
         "version and timing headers",
-        ("predictions.scoring._versions_of", "mlserve.api.data_version.token_of", "predictions.api.views._server_timing"),
+        (
+            "predictions.scoring._versions_of",
+            "mlserve.api.data_version.token_of",
+            "predictions.api.views._server_timing",
+        ),
     ),
 )
 
@@ -94,7 +98,7 @@ class _Scorer:
 
         self._world = world
         self._application: Application = wsgi.application
-        self._behind_gate: Application = wsgi._django
+        self._behind_gate: Any = wsgi._django
         self._numbers = count()
         self._warmed_at = float("-inf")
         self._warm()
@@ -102,7 +106,7 @@ class _Scorer:
 
     def sweeps(self, seconds: float) -> Sweeps:
         """At least one."""
-        done, until = [], monotonic() + seconds
+        done, until = list[dict[str, float]](), monotonic() + seconds
         while not done or monotonic() < until:
             self._warm()
             us = {WHOLE: self._us(self._dry_runs()), EMPTY: self._us(self._empty())}
@@ -114,7 +118,7 @@ class _Scorer:
         return Sweeps(done)
 
     def _us(self, requests: list[Environ], *, behind_gate: bool = False) -> float:
-        application = self._behind_gate if behind_gate else self._application
+        application: Application = self._behind_gate if behind_gate else self._application
         began = thread_time()
         for request in requests:
             _call(application, request)
@@ -171,12 +175,24 @@ class _Scorer:
             }
         )
         return {
-            **{"REQUEST_METHOD": "POST", "SCRIPT_NAME": "", "PATH_INFO": path, "QUERY_STRING": query},
-            **{"SERVER_NAME": "127.0.0.1", "SERVER_PORT": "8000", "SERVER_PROTOCOL": "HTTP/1.1"},
-            **{"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "127.0.0.1:8000", "CONTENT_TYPE": "application/json"},
-            **{"HTTP_AUTHORIZATION": f"Bearer {self._world.key}", "CONTENT_LENGTH": str(len(body))},
-            **{"wsgi.version": (1, 0), "wsgi.url_scheme": "http", "wsgi.errors": sys.stderr},
-            **{"wsgi.multithread": True, "wsgi.multiprocess": True, "wsgi.run_once": False},
+            "REQUEST_METHOD": "POST",
+            "SCRIPT_NAME": "",
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "SERVER_NAME": "127.0.0.1",
+            "SERVER_PORT": "8000",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "REMOTE_ADDR": "127.0.0.1",
+            "HTTP_HOST": "127.0.0.1:8000",
+            "HTTP_AUTHORIZATION": f"Bearer {self._world.key}",
+            "CONTENT_TYPE": "application/json",
+            "CONTENT_LENGTH": str(len(body)),
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
             "wsgi.input": io.BytesIO(body),
         }
 
