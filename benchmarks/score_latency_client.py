@@ -79,7 +79,7 @@ class _Client:
             [1000 * took_s for took_s in outcome.answered_s],
             len(outcome.refused_s) + outcome.failed,
             len(outcome.answered_s) / outcome.seconds,
-            (process_time() - began) / outcome.seconds,
+            outcome.cpu_s / outcome.seconds,
         )
 
     def warm(self) -> None:
