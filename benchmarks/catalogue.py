@@ -14,7 +14,9 @@ from benchmarks.memory import open_memory
 from benchmarks.penetration import open_penetration
 from benchmarks.proof import open_proof
 from benchmarks.score_batch import open_batch
+from benchmarks.score_latency import open_latency
 from benchmarks.score_overload import open_overload
+from benchmarks.score_parts import open_score_parts
 from benchmarks.scores import open_scores
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -45,6 +47,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             name="score", about="warm POST /v1/scores, against an empty view on the same server", open=open_scores
         ),
+        Benchmark(name="score-parts", about="where the processor's time of a warm dry run goes", open=open_score_parts),
+        Benchmark(name="latency", about="how long a score takes at half load", open=open_latency),
         Benchmark(name="batch", about="100 transactions in one call, against 100 single calls", open=open_batch),
         Benchmark(name="overload", about="ten times as many scores as can be given", open=open_overload),
     )

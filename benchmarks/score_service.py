@@ -44,6 +44,15 @@ class ScoreService:
 @contextmanager
 def score_service(progress: Progress) -> Iterator[ScoreService]:
     """A running service that can score. Raises BenchmarkFailed, also if another process measures on these servers."""
+    with filled(progress) as (environment, world):
+        progress("start the web process", 0.0)
+        with _web(environment, Path(environment["MLSERVE_VAR_DIR"]) / "web.log") as port:
+            yield ScoreService(port=port, world=world, database_url=environment["DATABASE_URL"])
+
+
+@contextmanager
+def filled(progress: Progress) -> Iterator[tuple[Mapping[str, str], ScoreWorld]]:
+    """All of it but the web process: the environment of one that could score, with a relay. Raises BenchmarkFailed."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mlserve-bench-")))
         environment = env.child_environment(
@@ -55,10 +64,8 @@ def score_service(progress: Progress) -> Iterator[ScoreService]:
             PYTHONPATH=str(env.BASE_DIR),
         )
         world = _fill(environment, folder / "prepare.log", progress)
-        progress("start the web process", 0.0)
         stack.enter_context(_relay(environment, folder / "relay.log"))
-        port = stack.enter_context(_web(environment, folder / "web.log"))
-        yield ScoreService(port=port, world=world, database_url=environment["DATABASE_URL"])
+        yield environment, world
 
 
 @contextmanager

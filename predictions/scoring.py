@@ -35,6 +35,7 @@ from predictions.identity import digest_of, transaction_of
 from predictions.journal import JournalEntry, journal, stored_response
 from predictions.messages import ScoreOptions, ScoreRequest, ScoreResponse, with_degradation
 from predictions.missing import OnMissingSource, refuses
+from predictions.predicting import compute_if_unknown
 from predictions.reasons import explain
 from predictions.registry.active import current_model
 from predictions.registry.artifact import LoadedModel
@@ -220,14 +221,23 @@ def _predict(
     budget: Budget,
     dry_run: bool,
 ) -> Reading:
-    cache = engine()
+    cache, key = engine(), Key(PREDICTION, prediction_id(model, values), PREDICTION)
+    computed = compute_if_unknown(
+        key,
+        policy=book[PREDICTION],
+        compute=lambda: model.score_one(values),
+        cache=cache,
+        leave_no_trace=dry_run,
+    )
+    if computed is not None:
+        return computed
 
     def compute(keys: Sequence[Key]) -> Mapping[Key, Entry]:
         now = cache.clock.now()
         return {key: Entry(1, now, now, (model.score_one(values),)) for key in keys}
 
     return cache.predictions.read_many(
-        [Key(PREDICTION, prediction_id(model, values), PREDICTION)],
+        [key],
         policies=book.policies,
         loader=compute,
         request=RequestTier(),  # nobody sees two values of a key that holds all its value was computed from

@@ -1,22 +1,53 @@
 """What every view of the API shares beyond REST framework's settings."""
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from rest_framework.renderers import BaseRenderer
+from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from mlserve.patience import answer_within
 
 PATIENCE_S: Final = 2.0
 """For each statement that a view waits for: a frozen Postgres must not keep the threads of the web process."""
+_ANYTHING: Final = "*/*"
 
 
 class ApiView(APIView):
-    """Offers the methods that it defines and no OPTIONS: the OpenAPI document describes it better."""
+    """Offers the methods that it defines and no OPTIONS: the OpenAPI document describes it better.
+
+    Works out once what is the same for each of its requests.
+    """
 
     metadata_class = None
     http_method_names = ["get", "head", "post", "put", "patch", "delete"]
+
+    _methods: ClassVar[list[str]] = []
+    _allow: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        answers = {"head": "get"}  # Django answers a HEAD by what it has for a GET
+        cls._methods = [name.upper() for name in cls.http_method_names if hasattr(cls, answers.get(name, name))]
+        cls._allow = ", ".join(cls._methods)
+
+    @property
+    def allowed_methods(self) -> list[str]:
+        return self._methods
+
+    @property
+    def default_response_headers(self) -> dict[str, str]:
+        return {"Allow": self._allow}
+
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> tuple[BaseRenderer, str]:
+        """As REST framework's; with a client that takes anything, or what we have, there is nothing to negotiate."""
+        renderer: BaseRenderer = self.get_renderers()[0]
+        if request._request.META.get("HTTP_ACCEPT", _ANYTHING) in (_ANYTHING, renderer.media_type):
+            return renderer, renderer.media_type
+        negotiated: tuple[BaseRenderer, str] = super().perform_content_negotiation(request, force)
+        return negotiated
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         with answer_within(PATIENCE_S):

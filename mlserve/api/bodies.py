@@ -35,7 +35,7 @@ def read_json_body(request: Request) -> bytes:
     Raises `UnsupportedMediaType`, `LengthRequired`, `BodyTooLarge`, or `MalformedBody` if it is empty or ends before
     its length.
     """
-    meta = request.META
+    meta = request._request.META
     _check_media_type(meta.get("CONTENT_TYPE", ""))
     length = meta.get("CONTENT_LENGTH") or ""
     if not length and "HTTP_TRANSFER_ENCODING" in meta:

@@ -3,10 +3,13 @@
 Refused is what nothing has been done for: its key was not looked up, its body not read. Everything that is not under
 `/v1/scores` passes: health and metrics, because who watches must see an overloaded process; the admin and the other
 addresses of the API, because operators must be able to act on it.
+
+In overload most requests are refused, on the processors that the others are scored on: what a refusal says is made
+beforehand, but for the request's id.
 """
 
 from collections.abc import Callable, Iterable
-from random import randint
+from random import randrange
 from time import perf_counter
 from typing import Any, Final
 
@@ -35,12 +38,17 @@ _DETAIL: Final = {
     Refusal.LATE: "No place became free in time; nothing was done for this one. Send it again later.",
 }
 _HEADERS: Final = [
-    ("Content-Type", CONTENT_TYPE),
-    ("Cache-Control", "no-store"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-    ("X-Content-Type-Options", "nosniff"),
+    [
+        ("Content-Type", CONTENT_TYPE),
+        ("Cache-Control", "no-store"),
+        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Retry-After", str(seconds)),
+    ]
+    for seconds in range(RETRY_AFTER_S[0], RETRY_AFTER_S[1] + 1)
 ]
-_encode = msgspec.json.Encoder().encode
+_REQUEST_ID: Final = "\0"
+"""Where the id of the request goes in what is made beforehand; no id holds it, nor what JSON would escape."""
 
 
 class Gate:
@@ -56,7 +64,6 @@ class Gate:
         arrived = perf_counter()
         refusal = self._admission.enter()
         if refusal is not None:
-            ADMISSION_REFUSED.labels(refusal).inc()
             return _refuse(environ, start_response, refusal)
         visit = Visit(self._admission)
         try:
@@ -89,24 +96,28 @@ class _Meta:
 
 
 def _refuse(environ: Environ, start_response: StartResponse, refusal: Refusal) -> list[bytes]:
+    _refused[refusal].inc()
     request_id = assign_request_id(_Meta(environ))
-    body = _encode(
-        Problem(
-            type=f"{TYPE_PREFIX}{_CODE}",
-            title=TITLE_OF[_CODE],
-            status=int(STATUS_OF[_CODE]),
-            detail=_DETAIL[refusal],
-            code=_CODE,
-            request_id=request_id,
-        )
-    )
-    start_response(
-        _STATUS,
-        [
-            *_HEADERS,
-            ("Content-Length", str(len(body))),
-            ("Request-Id", request_id),
-            ("Retry-After", str(randint(*RETRY_AFTER_S))),
-        ],
-    )
+    before, after = _BODY[refusal]
+    body = b"%b%b%b" % (before, request_id.encode(), after)
+    headers = _HEADERS[randrange(len(_HEADERS))]
+    start_response(_STATUS, [*headers, ("Content-Length", str(len(body))), ("Request-Id", request_id)])
     return [body]
+
+
+def _prepared_body(refusal: Refusal) -> tuple[bytes, bytes]:
+    """What stands before and after the request's id."""
+    problem = Problem(
+        type=f"{TYPE_PREFIX}{_CODE}",
+        title=TITLE_OF[_CODE],
+        status=int(STATUS_OF[_CODE]),
+        detail=_DETAIL[refusal],
+        code=_CODE,
+        request_id=_REQUEST_ID,
+    )
+    before, _, after = msgspec.json.encode(problem).partition(msgspec.json.encode(_REQUEST_ID)[1:-1])
+    return before, after
+
+
+_BODY: Final = {refusal: _prepared_body(refusal) for refusal in Refusal}
+_refused: Final = {refusal: ADMISSION_REFUSED.labels(refusal) for refusal in Refusal}

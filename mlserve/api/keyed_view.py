@@ -29,6 +29,6 @@ class KeyedView(ApiView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        query = request.META["QUERY_STRING"]
+        query = request._request.META["QUERY_STRING"]
         if query and not self.reads_parameters:
             read_parameters(query)

@@ -58,7 +58,7 @@ def charge(request: Request, *, units: int = 1) -> None:
 
 def add_headers(request: Request, response: HttpResponse) -> None:
     """What the key may ask for, and what it has left, if it has a limit and was charged."""
-    charged: tuple[Limit, Taken] | None = request.META.get(_META_KEY)
+    charged: tuple[Limit, Taken] | None = request._request.META.get(_META_KEY)
     if charged is not None:
         limit, taken = charged
         response.headers["RateLimit-Policy"] = f'"{_POLICY}";q={limit.burst};w={ceil(limit.burst / limit.per_s)}'

@@ -17,7 +17,7 @@ _log = structlog.get_logger(__name__)
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _API_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
-"""Nothing of the API is a page."""
+"""Nothing of the API is a page. What pages are told is `api/page_middleware.py`'s matter."""
 _STATIC: Final = "/static/"
 _QUIET: Final = ("/v1/scores", _STATIC)
 """Logged at DEBUG unless they fail: a line for each score would cost more than the cache saves."""

@@ -4,7 +4,6 @@ import re
 import secrets
 import time
 from typing import Any, Protocol
-from uuid import UUID
 
 _META_KEY = "mlserve.request_id"
 _SANE = re.compile(r"[A-Za-z0-9._:-]{1,64}").fullmatch
@@ -19,7 +18,8 @@ def new_request_id() -> str:
     milliseconds = time.time_ns() // 1_000_000 & (1 << 48) - 1
     random_bits = secrets.randbits(74)
     value = milliseconds << 80 | 0x7 << 76 | (random_bits >> 62) << 64 | 0b10 << 62 | random_bits & (1 << 62) - 1
-    return str(UUID(int=value))
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def assign_request_id(request: _HasMeta) -> str:

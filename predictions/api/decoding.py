@@ -1,6 +1,7 @@
 """From the bytes of a request to what scoring and labelling take. One object of a list is read as one alone is."""
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -58,8 +59,11 @@ def decode_labels(body: bytes, *, now: datetime) -> list[Label | MlserveError]:
 _NO_OPTIONS: Final = ScoreOptions()
 _INCLUDABLE: Final = ("features", "trace", "reasons")
 _BOOLEANS: Final = {"true": True, "false": False}
+_OPTIONS_KEPT: Final = 64
+"""Spellings of a query string. Clients have a few; what is refused is not kept."""
 
 
+@lru_cache(_OPTIONS_KEPT)
 def decode_score_options(query: str) -> ScoreOptions:
     """The options in a query string; an empty `include` asks for nothing more.
 

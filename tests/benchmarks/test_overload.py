@@ -5,9 +5,11 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import cycle
+from itertools import cycle, pairwise
+from random import Random
 from socket import MSG_PEEK, SHUT_WR, socket
 from threading import Event, Thread, Timer
+from time import perf_counter
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -15,6 +17,7 @@ from django.core.management import CommandError, call_command
 from benchmarks.contest import BenchmarkFailed
 from benchmarks.http_load import post
 from benchmarks.open_loop import OpenLoop
+from benchmarks.score_parts_process import EMPTY, PARTS
 from tests.fixtures.waiting import until
 
 HOST = "127.0.0.1"
@@ -87,6 +90,20 @@ def test_the_rate_does_not_wait_for_answers(loop: OpenLoop) -> None:
     assert max(outcome.answered_s) > 0.25
 
 
+def test_requests_may_come_by_chance(loop: OpenLoop) -> None:
+    """As many as the rate says, at the moments of a Poisson process: often close together, sometimes far apart."""
+    moments: list[float] = []
+
+    def request() -> bytes:
+        moments.append(perf_counter())
+        return _request("/200")
+
+    outcome = loop.run(rate_per_s=200, seconds=1.0, next_request=request, random=Random(1))
+    assert 120 < outcome.offered == len(outcome.answered_s) < 280
+    gaps = [later - earlier for earlier, later in pairwise(moments)]
+    assert min(gaps) < 0.001 and max(gaps) > 0.015
+
+
 def test_a_connection_that_the_server_gave_up_is_replaced(loop: OpenLoop) -> None:
     """While it is idle; the next run has as many as before."""
     for connection in list(loop._free)[:3]:
@@ -115,3 +132,29 @@ def test_the_benchmark_of_overload_runs() -> None:
     assert [result["name"] for result in results] == ["overload-goodput", "overload-recovery", "overload-sessions"]
     storm = results[0]["figures"]["storm"]
     assert storm["failed"] == 0 and storm["refused_per_s"] > 0 and storm["answered_per_s"] > 0
+
+
+def test_the_benchmark_of_latency_runs() -> None:
+    """Half of a capacity that the same run has measured; percentiles in order, for both sides of each line."""
+    out = io.StringIO()
+    call_command("bench", "latency", "--seconds", "0.5", "--json", stdout=out)
+    results = json.loads(out.getvalue())["results"]
+    assert [result["name"] for result in results] == ["latency-dry-run", "latency-journal"]
+    for result in results:
+        for side in result["figures"].values():
+            assert 0 < side["p50_ms"] <= side["p99_ms"] <= side["p99.9_ms"] <= side["max_ms"]
+            assert 0 < side["asked_per_s"] < side["capacity_per_s"]
+
+
+def test_the_benchmark_of_a_scores_parts_runs() -> None:
+    """Each part that can be taken away has a line, and the whole is their sum and a rest."""
+    out = io.StringIO()
+    try:
+        call_command("bench", "score-parts", "--seconds", "0.1", "--json", stdout=out)
+    except CommandError as error:
+        assert "target missed" in str(error)
+    (result,) = json.loads(out.getvalue())["results"]
+    table = result["figures"]["us"]
+    assert {part.name for part in PARTS if part.of != EMPTY} < table.keys()
+    assert table["whole"] > table[EMPTY] > 0
+    assert table["all parts together"] + table["rest"] == pytest.approx(table["whole"])

@@ -1,0 +1,111 @@
+"""The short way to a prediction against the cascade's: nobody can tell which of them it was."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from features.policies import policies_in_force
+from mlserve.cache import wiring
+from mlserve.cache.cascade import Reading
+from mlserve.cache.entry import Entry
+from mlserve.cache.keys import PREDICTION, Key
+from mlserve.cache.policy import Policy
+from mlserve.cache.tiers.request import RequestTier
+from mlserve.cache.wiring import Engine, engine
+from predictions.predicting import compute_if_unknown
+
+SCORE = 0.25
+Way = Callable[[Key, Policy, bool], Reading]
+
+
+@pytest.fixture
+def cache(redis_client: redis.Redis, db: None) -> Iterator[Engine]:
+    """An engine of its own, so that its counts are of one test."""
+    wiring.reset()
+    yield engine()
+    wiring.reset()
+
+
+def _the_short_way(key: Key, policy: Policy, leave_no_trace: bool) -> Reading:
+    reading = compute_if_unknown(
+        key, policy=policy, compute=lambda: SCORE, cache=engine(), leave_no_trace=leave_no_trace
+    )
+    assert reading is not None
+    return reading
+
+
+def _through_the_cascade(key: Key, policy: Policy, leave_no_trace: bool) -> Reading:
+    cache = engine()
+
+    def compute(keys: Sequence[Key]) -> Mapping[Key, Entry]:
+        now = cache.clock.now()
+        return {key: Entry(1, now, now, (SCORE,)) for key in keys}
+
+    return cache.predictions.read_many(
+        [key],
+        policies={PREDICTION: policy},
+        loader=compute,
+        request=RequestTier(),
+        budget=cache.budget(),
+        leave_no_trace=leave_no_trace,
+    )
+
+
+def _seen(way: Way, key: Key, policy: Policy, leave_no_trace: bool) -> dict[str, Any]:
+    """All that is left of one look-up but its times."""
+    cache = engine()
+    before = cache.recorder.totals()
+    reading = way(key, policy, leave_no_trace)
+    counted: defaultdict[Any, float] = defaultdict(float)
+    for what, total in cache.recorder.totals().items():
+        assert isinstance(what, tuple)
+        name = what[:3] if what[0] == "latency" else what  # in whatever bucket
+        if not str(what[0]).endswith("_sum"):
+            counted[name] += total - before[what]
+    (outcome,) = reading.outcomes.values()
+    held = cache.l1.peek(key)
+    return {
+        "outcome": (outcome.tier, outcome.values, outcome.version, outcome.max_age_s, outcome.stale),
+        "trace": [(each.tier, each.asked, each.hit) for each in reading.trace],
+        "degraded": (set(reading.degradations), dict(reading.degraded)),
+        "counted": {what: count for what, count in counted.items() if count},
+        "held": held and (held.version, held.values),
+    }
+
+
+@pytest.mark.parametrize("leave_no_trace", [True, False])
+def test_both_ways_leave_the_same(cache: Engine, leave_no_trace: bool) -> None:
+    """Outcome, trace, counts and the copy in L1, of a dry run and of a score."""
+    policy = policies_in_force()[PREDICTION]
+    assert policy.use_l1 and not policy.use_l2
+    ways = {"short": _the_short_way, "cascade": _through_the_cascade}
+    seen = {
+        name: _seen(way, Key(PREDICTION, f"{name}-{leave_no_trace}", PREDICTION), policy, leave_no_trace)
+        for name, way in ways.items()
+    }
+    assert seen["short"] == seen["cascade"]
+    assert (seen["short"]["held"] is None) == leave_no_trace
+    assert bool(seen["short"]["counted"]) != leave_no_trace
+
+
+def test_a_copy_is_left_to_the_cascade(cache: Engine) -> None:
+    """It judges whether the copy may serve; the model is not asked."""
+    policy, key = policies_in_force()[PREDICTION], Key(PREDICTION, "known", PREDICTION)
+    _the_short_way(key, policy, False)
+    assert compute_if_unknown(key, policy=policy, compute=_never, cache=cache, leave_no_trace=False) is None
+
+
+@pytest.mark.parametrize("changes", [{"use_l2": True}, {"use_l1": False}])
+def test_other_policies_are_left_to_the_cascade(cache: Engine, changes: dict[str, bool]) -> None:
+    """Where L2 takes part or L1 does not, the model is not asked here."""
+    policy = msgspec.structs.replace(policies_in_force()[PREDICTION], **changes)
+    key = Key(PREDICTION, "other", PREDICTION)
+    assert compute_if_unknown(key, policy=policy, compute=_never, cache=cache, leave_no_trace=True) is None
+
+
+def _never() -> float:
+    raise AssertionError("the model was asked")
