@@ -342,32 +342,38 @@ def _is_outage(error: Exception) -> bool:
 
 def _insert(session: ingest.Session, entries: Sequence[JournalEntry]) -> "psycopg.Cursor[tuple[str]]":
     """Answers with the ids that had no decision before. May be sent only, if the session is in pipeline mode."""
-    return psycopg.Cursor(session).execute(
-        """
-        INSERT INTO predictions_decision (
-            transaction_id, client, request_digest, model_version_id, policy_version,
-            score, decision, degraded, response, decided_at
-        )
-        SELECT * FROM unnest(
-            %b::text[], %b::text[], %b::bytea[], %b::bigint[], %b::bigint[],
-            %b::float8[], %b::text[], %b::boolean[], %b::bytea[], %b::timestamptz[]
-        )
-        ON CONFLICT (transaction_id) DO NOTHING
-        RETURNING transaction_id
-        """,
-        (
-            [entry.transaction.id for entry in entries],
-            [entry.client for entry in entries],
-            [entry.digest for entry in entries],
-            [entry.model_version_id for entry in entries],
-            [entry.policy_version for entry in entries],
-            [entry.response.score for entry in entries],
-            [str(entry.response.decision) for entry in entries],
-            [entry.response.degraded for entry in entries],
-            [stored.pack(msgspec.json.encode(entry.response)) for entry in entries],
-            [entry.response.decided_at for entry in entries],
-        ),
-    )
+    rows = [
+        {
+            "transaction_id": entry.transaction.id,
+            "client": entry.client,
+            "request_digest": entry.digest.hex(),
+            "model_version_id": entry.model_version_id,
+            "policy_version": entry.policy_version,
+            "score": entry.response.score,
+            "decision": entry.response.decision,
+            "degraded": entry.response.degraded,
+            "response": stored.pack(msgspec.json.encode(entry.response)).hex(),
+            "decided_at": entry.response.decided_at,
+        }
+        for entry in entries
+    ]
+    return psycopg.Cursor(session).execute(_INSERT, (msgspec.json.encode(rows),))
+
+
+_INSERT = """
+INSERT INTO predictions_decision (
+    transaction_id, client, request_digest, model_version_id, policy_version,
+    score, decision, degraded, response, decided_at
+)
+SELECT transaction_id, client, decode(request_digest, 'hex'), model_version_id, policy_version,
+       score, decision, degraded, decode(response, 'hex'), decided_at
+FROM json_to_recordset(convert_from(%b, 'UTF8')::json) AS given (
+    transaction_id text, client text, request_digest text, model_version_id bigint, policy_version bigint,
+    score float8, decision text, degraded boolean, response text, decided_at timestamptz
+)
+ON CONFLICT (transaction_id) DO NOTHING
+RETURNING transaction_id
+"""
 
 
 def _stored(cursor: Cursor, entries: Sequence[JournalEntry]) -> dict[str, tuple[bytes, bytes]]:
