@@ -211,6 +211,7 @@ LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
+FORMAT_MODULE_PATH = "mlserve.console.formats"
 
 STATIC_URL = "static/"
 STATIC_ROOT = VAR_DIR / "static"
