@@ -53,9 +53,7 @@ def test_a_report_shows_all_of_its_transaction(as_operator: Client, reports: lis
     """Newest first, each with its moment, client and effect; a link leads to the transaction."""
     html = as_operator.get(f"{_REPORTS}{reports[0].pk}/change/").content.decode()
     assert '<a href="/admin/features/transaction/T_2F1/change/">T/1</a>' in html
-    late, taken_back, first = (
-        html.index(f"2026-11-03 15:{minute}:05 UTC</td><td>mls_") for minute in ("06", "07", "05")
-    )
+    places = [html.index(f"2026-11-03 15:{minute}:05 UTC</td><td>mls_") for minute in ("06", "07", "05")]
     assert places == sorted(places)
 
 
