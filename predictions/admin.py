@@ -154,7 +154,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="metrics")
     def metrics_table(self, version: ModelVersion) -> SafeString:
-        return _pairs(version.metrics)
+        return _pairs(dict(sorted(version.metrics.items())))
 
     @admin.display(description="online, by day")
     def online_table(self, version: ModelVersion) -> SafeString | str:
@@ -182,11 +182,11 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="parity")
     def parity_table(self, version: ModelVersion) -> SafeString:
-        return _pairs(version.parity)
+        return _pairs(dict(sorted(version.parity.items())))
 
     @admin.display(description="training")
     def training_table(self, version: ModelVersion) -> SafeString:
-        return _pairs(version.training)
+        return _pairs(dict(sorted(version.training.items())))
 
     @admin.display(description="features, with their median in training")
     def features_table(self, version: ModelVersion) -> SafeString:
@@ -306,11 +306,30 @@ def _number(value: object) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> SafeString:
-    rows = ((name, f"{value:,.6g}" if isinstance(value, float) else str(value)) for name, value in values.items())
+    """Numbers to the right, words to the left."""
+    rows = (
+        (name, "n" if isinstance(value, float | int) and not isinstance(value, bool) else "", _written(value))
+        for name, value in values.items()
+    )
     return format_html(
         '<table class="inside"><tbody>{}</tbody></table>',
-        format_html_join("", '<tr><th scope="row">{}</th><td class="n">{}</td></tr>', rows),
+        format_html_join("", '<tr><th scope="row">{}</th><td class="{}">{}</td></tr>', rows),
     )
+
+
+def _written(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.6g}"
+        case dict():
+            return ", ".join(f"{name} {_written(one)}" for name, one in sorted(value.items()))
+        case None:
+            return units.NOTHING
+    return str(value)
 
 
 def _table(headers: tuple[str, ...], rows: Any, *, numbers: set[int]) -> SafeString:

@@ -125,3 +125,19 @@ def test_every_column_of_the_decisions_is_seen(operator: Visitor, live_server: A
     expect(page.get_by_role("cell", name="mls_abcdefgh")).to_be_visible()
     assert page.locator(".results").evaluate("list => list.scrollWidth - list.clientWidth") == 0
     assert operator.complaints == []
+
+
+def test_every_table_of_a_decision_is_read_on_a_telephone(operator: Visitor, live_server: Any) -> None:
+    """What is wider than the window scrolls inside its row; the page does not, and nothing is cut off."""
+    make_decision(make_model(1))
+    page = operator.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{live_server.url}/admin/predictions/decision/T1/change/")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    features = page.locator(".field-served_features .readonly")
+    assert features.evaluate("box => box.getBoundingClientRect().right") <= 390
+    assert features.evaluate("box => getComputedStyle(box).overflowX") == "auto"
+    features.evaluate("box => box.scrollLeft = box.scrollWidth")
+    last = features.get_by_role("cell", name="stale")
+    assert last.evaluate("cell => cell.getBoundingClientRect().right") <= 390
+    assert operator.complaints == []
