@@ -221,6 +221,8 @@ class PolicyRevisionAdmin(ReadOnlyAdmin):
 class InspectionFindingAdmin(ReadOnlyAdmin):
     """Wrong copies that the inspector has found and deleted."""
 
+    empty_hint = "No wrong copy has been found. Whether anything was inspected stands in the cache overview."
+
     list_display = (
         "time",
         "group",
@@ -250,6 +252,9 @@ class TransactionAdmin(ReadOnlyAdmin):
     # Exact only: each has an index, and a part of an id would read the whole ledger.
     search_fields = ("id__exact", "customer_id__exact", "merchant_id__exact")
     search_help_text = "The whole id of a transaction, a customer or a merchant."
+    empty_hint = (
+        "An empty ledger: manage.py import_transactions, simulate_transactions and POST /v1/scores fill it."
+    )
     ordering = ("-occurred_at",)
 
     class Media:
@@ -285,6 +290,7 @@ class LabelReportAdmin(ReadOnlyAdmin):
     list_filter = ("is_fraud", "applied", "recorded_at")
     search_fields = ("transaction_id__exact",)
     search_help_text = "The whole id of a transaction."
+    empty_hint = "No label has been reported: POST /v1/labels, with a key of the scope label, does it."
 
     class Media:
         css = {"all": ("console/console.css",)}

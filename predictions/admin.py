@@ -39,6 +39,8 @@ class ModelVersionAdmin(ReadOnlyAdmin):
         "created",
     )
     actions = ("activate_version",)
+    change_form_template = None  # it has a history: of its rule and of its activations
+    empty_hint = "No model yet: manage.py train makes one."
     readonly_fields = (
         "label",
         "serving",
@@ -57,9 +59,6 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 
     class Media:
         css = {"all": ("console/console.css",)}
-
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        return super().changelist_view(request, {"title": "Model versions", **(extra_context or {})})
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ModelVersion]:
         self._serving_id = Activation.objects.values_list("model_version_id", flat=True).first()
@@ -197,6 +196,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 class ActivationAdmin(ReadOnlyAdmin):
     list_display = ("id", "model_version", "time", "reason")
     list_select_related = ("model_version",)
+    empty_hint = "No model has been activated yet: manage.py train does it, or the list of model versions."
 
     @admin.display(ordering="at")
     def time(self, activation: Activation) -> str:
@@ -210,6 +210,7 @@ class DecisionAdmin(ReadOnlyAdmin):
     list_select_related = ("model_version",)
     search_fields = ("transaction_id__exact",)
     search_help_text = "The whole id of a transaction."
+    empty_hint = "No decision yet: POST /v1/scores makes them."
     ordering = ("-decided_at",)
     fields = (
         "transaction_id",
