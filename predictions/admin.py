@@ -168,9 +168,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
             (
                 (
                     f"{one.day:%Y-%m-%d}" if one.day else "all",
-                    one.decisions,
-                    one.labelled,
-                    one.frauds,
+                    *(units.count(number) for number in (one.decisions, one.labelled, one.frauds)),
                     *(_number(value) for value in (one.precision, one.recall, one.auc_roc)),
                     "" if one.mature else "labels still to come",
                 )

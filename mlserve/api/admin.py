@@ -1,7 +1,7 @@
 """API keys in the admin: made, given a limit, and revoked; otherwise never changed, never shown again."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin, messages
@@ -14,7 +14,10 @@ from mlserve.api.limit import MOST_PER_S, limit_in_words
 from mlserve.api.models import ApiKey
 
 _LIMITS = {
-    "rate_per_s": (0, "Again and again. Empty: as the settings say; 0: as many as it likes."),
+    "rate_per_s": (
+        0,
+        "Again and again; each item of a batch counts. Empty: as the settings say; 0: no limit.",
+    ),
     "burst": (1, "After a pause; at least as many as its largest batch has items. Empty: as many as in one second."),
 }
 
@@ -28,7 +31,7 @@ class ApiKeyLimitForm(forms.ModelForm):  # type: ignore[type-arg]
             field = self.fields.get(name)
             if field is None:  # somebody who may only look
                 continue
-            field.help_text = f"{meaning} {least} to {MOST_PER_S:,}; a batch counts as many as it has items."
+            field.help_text = f"{meaning} {least} to {MOST_PER_S:,}."
             field.error_messages["invalid"] = f"A whole number from {least} to {MOST_PER_S:,}, or nothing."
 
     class Meta:
@@ -81,6 +84,9 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     search_fields = ("name", "prefix")
     search_help_text = "A part of the name, or the key's first characters."
     actions = ("revoke",)
+
+    class Media:
+        css: ClassVar = {"all": ("console/console.css",)}
 
     def get_form(self, request: HttpRequest, obj: ApiKey | None = None, change: bool = False, **kwargs: Any) -> Any:
         return super().get_form(request, obj, change, **{"form": ApiKeyLimitForm if obj else ApiKeyForm, **kwargs})
