@@ -149,7 +149,7 @@ def test_every_table_of_a_decision_is_read_on_a_telephone(operator: Visitor, liv
 def test_every_column_of_the_keys_is_seen(visitor: Visitor, live_server: Any) -> None:
     """In a window of 1440 pixels, also of a key with all scopes that is revoked."""
     User.objects.create_superuser("root", password=_PASSWORD)
-    key = issue_key(name="a shop with a name of some length", scopes=list(ApiKey.Scope.values)).record
+    key = issue_key(name="payment_gateway_of_the_shop", scopes=list(ApiKey.Scope.values)).record
     revoke_key(key, now=timezone.now())
     page = visitor.page
     page.set_viewport_size({"width": 1440, "height": 900})
