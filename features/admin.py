@@ -7,10 +7,12 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.models import LogEntry
+from django.contrib.admin.utils import quote
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db.models import F, FloatField, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Abs, Extract
 from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -34,6 +36,7 @@ LONGEST_S = 31_536_000
 """A year: a longer time is a typing error."""
 _EDIT_WINDOW = timedelta(seconds=10)
 """A policy's revision and the admin's log entry of it stand in one transaction; clocks may differ by this much."""
+_REPORTS_SHOWN = 20
 _DURATIONS = {
     "fresh_for_s": "How old a copy's values may be and still count as fresh. 0 reads the source every time.",
     "grace_s": "How much longer a value may serve, flagged stale, while the source cannot be reached.",
@@ -218,6 +221,8 @@ class PolicyRevisionAdmin(ReadOnlyAdmin):
 class InspectionFindingAdmin(ReadOnlyAdmin):
     """Wrong copies that the inspector has found and deleted."""
 
+    empty_hint = "No wrong copy has been found. Whether anything was inspected stands in the cache overview."
+
     list_display = (
         "time",
         "group",
@@ -241,24 +246,75 @@ class InspectionFindingAdmin(ReadOnlyAdmin):
 
 @admin.register(Transaction)
 class TransactionAdmin(ReadOnlyAdmin):
-    list_display = ("id", "occurred", "customer_id", "merchant_id", "amount", "currency", "is_fraud")
+    list_display = ("id", "occurred", "customer_id", "merchant_id", "amount_shown", "currency", "label")
+    fields = ("id", "occurred", "customer_id", "merchant_id", "amount_shown", "currency", "label", "reports")
     list_filter = ("is_fraud", "occurred_at")
     # Exact only: each has an index, and a part of an id would read the whole ledger.
     search_fields = ("id__exact", "customer_id__exact", "merchant_id__exact")
     search_help_text = "The whole id of a transaction, a customer or a merchant."
+    empty_hint = (
+        "An empty ledger: manage.py import_transactions, simulate_transactions and POST /v1/scores fill it."
+    )
     ordering = ("-occurred_at",)
+
+    class Media:
+        css = {"all": ("console/console.css",)}
+
+    def get_fields(self, request: HttpRequest, obj: Transaction | None = None) -> tuple[str, ...]:
+        """Reports are shown to those only who may view them."""
+        return self.fields if request.user.has_perm("features.view_labelreport") else self.fields[:-1]
 
     @admin.display(ordering="occurred_at")
     def occurred(self, transaction: Transaction) -> str:
         return f"{transaction.occurred_at:%Y-%m-%d %H:%M:%S} UTC"
 
+    @admin.display(description="amount", ordering="amount")
+    def amount_shown(self, transaction: Transaction) -> str:
+        """Cents, and more decimals where there are any."""
+        whole, _, decimals = f"{transaction.amount:,f}".partition(".")
+        return f"{whole}.{decimals.rstrip('0').ljust(2, '0')}"
+
+    @admin.display(ordering="is_fraud")
+    def label(self, transaction: Transaction) -> str:
+        return in_words(transaction.is_fraud)
+
+    @admin.display(description="reports of its label")
+    def reports(self, transaction: Transaction) -> SafeString | str:
+        return _reports_of(transaction.pk)
+
 
 @admin.register(LabelReport)
 class LabelReportAdmin(ReadOnlyAdmin):
-    list_display = ("transaction_id", "is_fraud", "was", "applied", "reported", "recorded", "client")
+    list_display = ("transaction_id", "label", "label_before", "effect", "reported", "recorded", "client")
+    fields = ("transaction", "label", "label_before", "effect", "reported", "recorded", "client", "reports")
     list_filter = ("is_fraud", "applied", "recorded_at")
     search_fields = ("transaction_id__exact",)
     search_help_text = "The whole id of a transaction."
+    empty_hint = "No label has been reported: POST /v1/labels, with a key of the scope label, does it."
+
+    class Media:
+        css = {"all": ("console/console.css",)}
+
+    @admin.display
+    def transaction(self, report: LabelReport) -> SafeString:
+        address = reverse("admin:features_transaction_change", args=[quote(report.transaction_id)])
+        return format_html('<a href="{}">{}</a>', address, report.transaction_id)
+
+    @admin.display(ordering="is_fraud")
+    def label(self, report: LabelReport) -> str:
+        return in_words(report.is_fraud)
+
+    @admin.display(description="before", ordering="was")
+    def label_before(self, report: LabelReport) -> str:
+        return in_words(report.was)
+
+    @admin.display(ordering="applied")
+    def effect(self, report: LabelReport) -> str:
+        return _effect(report)
+
+    @admin.display(description="all reports of this transaction")
+    def reports(self, report: LabelReport) -> SafeString | str:
+        return _reports_of(report.transaction_id)
 
     @admin.display(description="reported at", ordering="reported_at")
     def reported(self, report: LabelReport) -> str:
@@ -272,6 +328,7 @@ class LabelReportAdmin(ReadOnlyAdmin):
 @admin.register(FeatureGroupRecord)
 class FeatureGroupAdmin(ReadOnlyAdmin):
     list_display = ("name", "entity", "cadence", "write", "schema", "description")
+    ordering = ("name",)
     list_filter = ("entity", "cadence", "write")
 
 
@@ -279,6 +336,8 @@ class FeatureGroupAdmin(ReadOnlyAdmin):
 class FeatureAdmin(ReadOnlyAdmin):
     list_display = ("name", "type", "unit", "default", "derived_from", "description")
     search_fields = ("name", "description")
+    search_help_text = "A part of a name or of a description."
+    ordering = ("name",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FeatureRecord]:
         return super().get_queryset(request).prefetch_related("groups")
@@ -315,6 +374,38 @@ def change_of(revision: PolicyRevision) -> str:
         return "created"
     changed = [name for name in after if before.get(name) != after[name]]
     return ", ".join(f"{name} {before.get(name)} \N{RIGHTWARDS ARROW} {after[name]}" for name in changed) or "nothing"
+
+
+def in_words(is_fraud: bool | None) -> str:
+    """A label; a tick would be green for fraud."""
+    return {True: "fraud", False: "genuine", None: "not known"}[is_fraud]
+
+
+def _effect(report: LabelReport) -> str:
+    return "came into force" if report.applied else "older than the one in force"
+
+
+def _reports_of(transaction_id: str) -> SafeString | str:
+    """Newest first, at most `_REPORTS_SHOWN`."""
+    reports = LabelReport.objects.filter(transaction_id=transaction_id)[: _REPORTS_SHOWN + 1]
+    if not reports:
+        return "none"
+    rows = (
+        (
+            in_words(report.is_fraud),
+            f"{report.reported_at:%Y-%m-%d %H:%M:%S} UTC",
+            f"{report.recorded_at:%Y-%m-%d %H:%M:%S} UTC",
+            report.client,
+            _effect(report),
+        )
+        for report in reports[:_REPORTS_SHOWN]
+    )
+    return format_html(
+        '<table class="inside"><thead><tr><th>Label</th><th>Reported at</th><th>Recorded at</th><th>Client</th>'
+        "<th>Effect</th></tr></thead><tbody>{}</tbody></table>{}",
+        format_html_join("", "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>", rows),
+        f"and older ones; the newest {_REPORTS_SHOWN} are shown" if len(reports) > _REPORTS_SHOWN else "",
+    )
 
 
 def _with_editor(revisions: QuerySet[PolicyRevision]) -> QuerySet[PolicyRevision]:

@@ -40,6 +40,8 @@ class ModelVersionAdmin(ReadOnlyAdmin):
         "created",
     )
     actions = ("activate_version",)
+    change_form_template = None  # it has a history: of its rule and of its activations
+    empty_hint = "No model yet: manage.py train makes one."
     readonly_fields = (
         "label",
         "serving",
@@ -58,9 +60,6 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 
     class Media:
         css = {"all": ("console/console.css",)}
-
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        return super().changelist_view(request, {"title": "Model versions", **(extra_context or {})})
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ModelVersion]:
         self._serving_id = Activation.objects.values_list("model_version_id", flat=True).first()
@@ -155,7 +154,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="metrics")
     def metrics_table(self, version: ModelVersion) -> SafeString:
-        return _pairs(version.metrics)
+        return _pairs(dict(sorted(version.metrics.items())))
 
     @admin.display(description="online, by day")
     def online_table(self, version: ModelVersion) -> SafeString | str:
@@ -170,9 +169,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
             (
                 (
                     f"{one.day:%Y-%m-%d}" if one.day else "all",
-                    one.decisions,
-                    one.labelled,
-                    one.frauds,
+                    *(units.count(number) for number in (one.decisions, one.labelled, one.frauds)),
                     *(_number(value) for value in (one.precision, one.recall, one.auc_roc)),
                     "" if one.mature else "labels still to come",
                 )
@@ -183,11 +180,11 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="parity")
     def parity_table(self, version: ModelVersion) -> SafeString:
-        return _pairs(version.parity)
+        return _pairs(dict(sorted(version.parity.items())))
 
     @admin.display(description="training")
     def training_table(self, version: ModelVersion) -> SafeString:
-        return _pairs(version.training)
+        return _pairs(dict(sorted(version.training.items())))
 
     @admin.display(description="features, with their median in training")
     def features_table(self, version: ModelVersion) -> SafeString:
@@ -198,6 +195,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 class ActivationAdmin(ReadOnlyAdmin):
     list_display = ("id", "model_version", "time", "reason")
     list_select_related = ("model_version",)
+    empty_hint = "No model has been activated yet: manage.py train does it, or the list of model versions."
 
     @admin.display(ordering="at")
     def time(self, activation: Activation) -> str:
@@ -211,6 +209,7 @@ class DecisionAdmin(ReadOnlyAdmin):
     list_select_related = ("model_version",)
     search_fields = ("transaction_id__exact",)
     search_help_text = "The whole id of a transaction."
+    empty_hint = "No decision yet: POST /v1/scores makes them."
     ordering = ("-decided_at",)
     fields = (
         "transaction_id",
@@ -307,11 +306,30 @@ def _number(value: object) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> SafeString:
-    rows = ((name, f"{value:,.6g}" if isinstance(value, float) else str(value)) for name, value in values.items())
+    """Numbers to the right, words to the left."""
+    rows = (
+        (name, "n" if isinstance(value, float | int) and not isinstance(value, bool) else "", _written(value))
+        for name, value in values.items()
+    )
     return format_html(
         '<table class="inside"><tbody>{}</tbody></table>',
-        format_html_join("", '<tr><th scope="row">{}</th><td class="n">{}</td></tr>', rows),
+        format_html_join("", '<tr><th scope="row">{}</th><td class="{}">{}</td></tr>', rows),
     )
+
+
+def _written(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.6g}"
+        case dict():
+            return ", ".join(f"{name} {_written(one)}" for name, one in sorted(value.items()))
+        case None:
+            return units.NOTHING
+    return str(value)
 
 
 def _table(headers: tuple[str, ...], rows: Any, *, numbers: set[int]) -> SafeString:

@@ -13,7 +13,7 @@ import redis
 from mlserve.servers.process import LOOPBACK
 from mlserve.servers.record import new_password
 from mlserve.servers.tcp_proxy import ProxyThread, TcpProxy
-from mlserve.servers.valkey_node import ValkeyProcess
+from mlserve.servers.valkey_node import ValkeyProcess, replicating, sentinel_url, watching
 
 SERVICE = "mlserve-checked"
 DOWN_AFTER_MS = 600
@@ -64,8 +64,7 @@ class CacheServers:
                 "appendonly": "no",
                 "save": '""',
                 "hash-max-listpack-value": "2048",
-                "primaryauth": self._password,
-                "repl-diskless-sync-delay": "0",
+                **replicating(self._password),
                 "replica-announce-ip": LOOPBACK,
                 "replica-announce-port": str(proxy.port),
             }
@@ -73,13 +72,13 @@ class CacheServers:
             proxy.target_port = node.process.port
             self.proxies.append(proxy)
             self.servers.append(node)
-        watched = {
-            f"sentinel monitor {SERVICE}": f"{LOOPBACK} {self.proxies[0].port} 2",
-            f"sentinel auth-pass {SERVICE}": self._password,
-            f"sentinel down-after-milliseconds {SERVICE}": str(DOWN_AFTER_MS),
-            f"sentinel failover-timeout {SERVICE}": str(FAILOVER_TIMEOUT_MS),
-            "sentinel sentinel-pass": self._password,
-        }
+        watched = watching(
+            SERVICE,
+            self.proxies[0].port,
+            password=self._password,
+            down_after_ms=DOWN_AFTER_MS,
+            failover_timeout_ms=FAILOVER_TIMEOUT_MS,
+        )
         self.sentinels = [self._node(home / f"sentinel-{number}", watched, sentinel=True) for number in range(3)]
 
     def _node(self, directory: Path, settings: dict[str, str], *, sentinel: bool = False) -> Node:
@@ -88,8 +87,8 @@ class CacheServers:
 
     @property
     def url(self) -> str:
-        hosts = ",".join(sentinel.process.address for sentinel in self.sentinels)
-        return f"redis+sentinel://:{self._password}@{hosts}/{SERVICE}/0?sentinel_password={self._password}"
+        addresses = [sentinel.process.address for sentinel in self.sentinels]
+        return sentinel_url(SERVICE, addresses, password=self._password)
 
     def start(self) -> None:
         for node in self.servers:

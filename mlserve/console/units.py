@@ -9,6 +9,8 @@ from mlserve.console.window import Span
 NOTHING = "\N{EN DASH}"
 _THIN = "\N{NARROW NO-BREAK SPACE}"
 _TIME_STEPS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+_SHORT_S = 0.01
+"""Below, a duration is written in milliseconds: 0.000563 s is hard to read."""
 _SPAN_STEPS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -37,11 +39,13 @@ def latency(seconds: float | None) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A duration from seconds to days in its two largest parts: `1 h 30 min`."""
+    """A duration up to days in its two largest parts, `1 h 30 min`; below 10 ms as `latency` writes it."""
     if seconds is None:
         return NOTHING
     if isinf(seconds):
         return "∞"
+    if 0 < seconds < _SHORT_S:
+        return latency(seconds)
     if seconds < 10:
         return f"{seconds:.3g}{_THIN}s"
     rest = round(seconds)

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlserve.servers.place import valkey_binary
@@ -74,6 +74,29 @@ class ValkeyProcess:
         if self.alive:
             assert self._process is not None
             self._process.send_signal(signal.SIGCONT)
+
+
+def replicating(password: str) -> dict[str, str]:
+    """The settings of a server that is a primary or a replica of one with the same password, and changes places."""
+    return {"primaryauth": password, "repl-diskless-sync-delay": "0"}
+
+
+def watching(
+    service: str, primary_port: int, *, password: str, down_after_ms: int, failover_timeout_ms: int
+) -> dict[str, str]:
+    """The settings of one of three Sentinels: two of them must hold the primary for dead."""
+    return {
+        f"sentinel monitor {service}": f"{LOOPBACK} {primary_port} 2",
+        f"sentinel auth-pass {service}": password,
+        f"sentinel down-after-milliseconds {service}": str(down_after_ms),
+        f"sentinel failover-timeout {service}": str(failover_timeout_ms),
+        "sentinel sentinel-pass": password,
+    }
+
+
+def sentinel_url(service: str, addresses: Sequence[str], *, password: str) -> str:
+    """What `REDIS_CACHE_URL` is for a service whose servers and Sentinels have one password."""
+    return f"redis+sentinel://:{password}@{','.join(addresses)}/{service}/0?sentinel_password={password}"
 
 
 def die_with_parent() -> None:

@@ -192,6 +192,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": False, "tryItOutEnabled": False},
     "TAGS": [
         {"name": "scores", "description": "Score transactions and look at the scores that were given."},
+        {"name": "labels", "description": "Say what became of transactions: fraud, or not."},
         {"name": "features", "description": "What is known about customers and merchants, and how long it is fresh."},
         {"name": "models", "description": "Model versions and which one serves."},
         {"name": "health", "description": "For orchestrators; no key needed."},
@@ -211,6 +212,7 @@ LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
+FORMAT_MODULE_PATH = "mlserve.console.formats"
 
 STATIC_URL = "static/"
 STATIC_ROOT = VAR_DIR / "static"

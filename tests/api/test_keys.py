@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
+from django.db import connection
 from django.test import Client
 
 from mlserve.api.keys import KeyRefused, digest_of, issue_key, revoke_key
@@ -115,6 +116,25 @@ def test_the_command_makes_lists_and_revokes(capsys: pytest.CaptureFixture[str])
     assert "shop" in run(capsys, "list")[1]
 
 
+def test_the_list_keeps_its_columns_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also for a key with all scopes and a long limit; without any key it says how to make one."""
+    assert "api_key create" in run(capsys, "list")[1]
+    scopes = list(ApiKey.Scope.values)
+    issue_key(name="shop", scopes=scopes, rate_per_s=1_000_000, burst=1_000_000)
+    head, row = run(capsys, "list")[1].splitlines()
+    assert row[head.index("scopes") : head.index("limit")].rstrip() == ",".join(scopes)
+    assert row[head.index("limit") : head.index("created")].rstrip() == "1000000/s, 1000000 at once"
+    assert row[head.index("name") :] == "shop"
+
+
+def test_the_command_says_that_migrations_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """In words, not with a traceback."""
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE api_apikey RENAME TO elsewhere")
+    code, _, err = run(capsys, "list")
+    assert code == 1 and "manage.py migrate" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -122,8 +142,8 @@ def test_the_command_makes_lists_and_revokes(capsys: pytest.CaptureFixture[str])
         (["create", "--name", "x", "--key", "short"], 2, "needs 16 to 128"),
         (["revoke", "mls_nobody"], 1, "no key has the prefix"),
         (["limit", "mls_nobody", "--rate", "1"], 1, "no key has the prefix"),
-        (["create", "--name", "x", "--rate", "-1"], 2, "rate_per_s: -1: allowed are 0 to 1,000,000"),
-        (["create", "--name", "x", "--burst", "0"], 2, "burst: 0: allowed are 1 to 1,000,000"),
+        (["create", "--name", "x", "--rate", "-1"], 2, "--rate: -1: allowed are 0 to 1,000,000"),
+        (["create", "--name", "x", "--burst", "0"], 2, "--burst: 0: allowed are 1 to 1,000,000"),
     ],
 )
 def test_the_command_says_what_is_wrong(
@@ -140,7 +160,7 @@ def test_the_admin_shows_a_new_key_once(admin_client: Client, caplog: pytest.Log
         saved = admin_client.post("/admin/api/apikey/add/", {"name": "shop", "scopes": ["score"]}, follow=True)
     record = ApiKey.objects.get()
     page = saved.content.decode()
-    key = page[page.index(record.prefix) :].split(" ")[0]
+    key = page[page.index("<code>") + len("<code>") : page.index("</code>")]
     assert digest_of(key.encode()) == record.digest
     again = admin_client.get("/admin/api/apikey/").content.decode()
     assert record.prefix in again and key not in again
@@ -173,6 +193,50 @@ def test_the_admin_limits_a_key(admin_client: Client) -> None:
     record.refresh_from_db()
     assert (record.rate_per_s, record.burst) == (None, None)
     assert "none by default" in admin_client.get("/admin/api/apikey/").content.decode()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field", "words"),
+    [
+        ({"name": " "}, "name", "Say who uses the key."),
+        ({"name": "n" * 101}, "name", "at most 100 characters"),
+        ({"scopes": []}, "scopes", "Choose at least one"),
+        ({"scopes": ["everything"]}, "scopes", "everything is not one of the available choices"),
+        ({"rate_per_s": "nan"}, "rate_per_s", "A whole number from 0 to 1,000,000"),
+        ({"rate_per_s": "1" + 30 * "0"}, "rate_per_s", "less than or equal to 1000000"),
+        ({"burst": "1.5"}, "burst", "A whole number from 1 to 1,000,000"),
+    ],
+)
+def test_the_form_says_what_is_wrong_with_a_key(
+    admin_client: Client, wrong: dict[str, object], field: str, words: str
+) -> None:
+    """At the field, with what is allowed; no key is made."""
+    response = admin_client.post("/admin/api/apikey/add/", {"name": "shop", "scopes": ["score"], **wrong})
+    errors = response.context["adminform"].form.errors
+    assert list(errors) == [field] and words in errors[field][0]
+    assert not ApiKey.objects.exists()
+
+
+def test_a_name_is_text_and_no_markup(admin_client: Client) -> None:
+    """In the message with the key, which has markup of its own, too."""
+    posted = {"name": "<b>shop</b>", "scopes": ["score"]}
+    assert b"<b>shop" not in admin_client.post("/admin/api/apikey/add/", posted, follow=True).content
+
+
+def test_the_admin_filters_keys_by_their_state(admin_client: Client) -> None:
+    """Valid or revoked; anything else filters nothing."""
+    issue_key(name="valid-one", scopes=["score"])
+    revoke_key(issue_key(name="gone-one", scopes=["score"]).record, now=NOW)
+    for state, shown in (("valid", {"valid-one"}), ("revoked", {"gone-one"}), ("x", {"valid-one", "gone-one"})):
+        found = admin_client.get(f"/admin/api/apikey/?state={state}").context["cl"].result_list
+        assert {record.name for record in found} == shown
+
+
+def test_a_changed_limit_says_what_is_in_force(admin_client: Client) -> None:
+    """And from when on."""
+    record = issue_key(name="shop", scopes=["score"]).record
+    page = admin_client.post(f"/admin/api/apikey/{record.pk}/change/", {"rate_per_s": "7"}, follow=True)
+    assert "is 7/s, 7 at once; every process obeys within a second." in page.content.decode()
 
 
 def test_staff_who_may_only_look_cannot_limit_a_key(client: Client) -> None:

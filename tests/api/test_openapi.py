@@ -56,6 +56,12 @@ def test_the_document_is_valid_and_served(document: dict[str, Any], client: Clie
     }
 
 
+def test_every_tag_is_described(document: dict[str, Any]) -> None:
+    """The page shows operations by tag, in the order of the descriptions; a tag without one comes last and bare."""
+    described = {tag["name"] for tag in document["tags"] if tag["description"]}
+    assert {tag for operation in operations(document) for tag in operation["tags"]} == described
+
+
 def test_the_page_has_nothing_inline(client: Client) -> None:
     """So that it works under a policy without `unsafe-inline`; all its files are served by this service."""
     response = client.get("/docs")

@@ -98,6 +98,26 @@ def test_reports_of_labels_are_shown_and_not_edited(as_operator: Client) -> None
     assert as_operator.post("/admin/features/labelreport/add/").status_code == 403
 
 
+def test_what_is_known_of_a_version_is_written_for_people(as_operator: Client) -> None:
+    """Whatever its training has left: no Python literals, thousands apart, a dash for nothing."""
+    version = make_model(1)
+    version.metrics = {"test_rows": 21348, "auc_roc": 0.9457301}
+    version.parity = {"passed": True, "rows": 46136}
+    version.training = {"libraries": {"onnx": "1.23", "numpy": "2.4"}, "until": None, "name": "<b>"}
+    version.save()
+    html = as_operator.get(f"{_LIST}{version.pk}/change/").content.decode()
+    for row in (
+        '<th scope="row">test_rows</th><td class="n">21,348</td>',
+        '<th scope="row">auc_roc</th><td class="n">0.94573</td>',
+        '<th scope="row">passed</th><td class="">yes</td>',
+        '<th scope="row">libraries</th><td class="">numpy 2.4, onnx 1.23</td>',
+        '<th scope="row">until</th><td class="">\N{EN DASH}</td>',
+        '<th scope="row">name</th><td class="">&lt;b&gt;</td>',
+    ):
+        assert row in html
+    assert html.index(">auc_roc<") < html.index(">test_rows<")
+
+
 def test_exactly_one_is_activated(as_operator: Client) -> None:
     """Two at once make no sense."""
     html = _activate(as_operator, make_model(1).pk, make_model(2).pk, confirmed="yes").content.decode()

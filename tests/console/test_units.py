@@ -22,6 +22,8 @@ from mlserve.console.window import Span
         (units.latency(inf), "> 2.5 s"),
         (units.span(0), "0 s"),
         (units.span(0.25), "0.25 s"),
+        (units.span(0.01), "0.01 s"),
+        (units.span(0.000563), "563 µs"),
         (units.span(90), "1 min 30 s"),
         (units.span(86_400), "1 d"),
         (units.span(90_061), "1 d 1 h"),

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, User
+from django.utils import timezone
 from playwright.sync_api import expect
 
 from features.models import PolicyRevision, TtlPolicy
+from mlserve.api.keys import issue_key, revoke_key
+from mlserve.api.models import ApiKey
 from mlserve.console.figures import STREAM, broker_client, collect_figures, record_figures
 from mlserve.console.operators import GROUP_NAME
 from predictions.models import Decision
@@ -125,3 +128,35 @@ def test_every_column_of_the_decisions_is_seen(operator: Visitor, live_server: A
     expect(page.get_by_role("cell", name="mls_abcdefgh")).to_be_visible()
     assert page.locator(".results").evaluate("list => list.scrollWidth - list.clientWidth") == 0
     assert operator.complaints == []
+
+
+def test_every_table_of_a_decision_is_read_on_a_telephone(operator: Visitor, live_server: Any) -> None:
+    """What is wider than the window scrolls inside its row; the page does not, and nothing is cut off."""
+    make_decision(make_model(1))
+    page = operator.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{live_server.url}/admin/predictions/decision/T1/change/")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    features = page.locator(".field-served_features .readonly")
+    assert features.evaluate("box => box.getBoundingClientRect().right") <= 390
+    assert features.evaluate("box => getComputedStyle(box).overflowX") == "auto"
+    features.evaluate("box => box.scrollLeft = box.scrollWidth")
+    last = features.get_by_role("cell", name="stale")
+    assert last.evaluate("cell => cell.getBoundingClientRect().right") <= 390
+    assert operator.complaints == []
+
+
+def test_every_column_of_the_keys_is_seen(visitor: Visitor, live_server: Any) -> None:
+    """In a window of 1440 pixels, also of a key with all scopes that is revoked."""
+    User.objects.create_superuser("root", password=_PASSWORD)
+    key = issue_key(name="payment_gateway_of_the_shop", scopes=list(ApiKey.Scope.values)).record
+    revoke_key(key, now=timezone.now())
+    page = visitor.page
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(f"{live_server.url}/admin/api/apikey/")
+    page.get_by_label("Username").fill("root")
+    page.get_by_label("Password").fill(_PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator(".field-revoked_at")).to_be_visible()
+    assert page.locator(".results").evaluate("list => list.scrollWidth - list.clientWidth") == 0
+    assert visitor.complaints == []

@@ -24,6 +24,7 @@ from mlserve.cache.wiring import engine
 from mlserve.console.figures import STREAM, broker_client
 from mlserve.settings.env import child_environment
 from tests.fixtures.population import World, database_url
+from tests.fixtures.waiting import until
 from warmup import tasks
 
 CONNECTION_NAME = "worker-under-test"
@@ -75,10 +76,7 @@ def worker(world: World, broker: redis.Redis, tmp_path: Path) -> Iterator[Path]:
 
 
 def _until(condition, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text("utf-8", "replace")[-4000:]
-        time.sleep(0.05)
+    until(condition, within_s=PATIENCE_S, tells=lambda: log.read_text("utf-8", "replace")[-4000:], pause_s=0.05)
 
 
 def _copy(key: Key) -> Entry | None:

@@ -22,6 +22,7 @@ from django.conf import settings
 
 from mlserve.embedded import NAMES, Servers
 from mlserve.settings.env import child_environment
+from tests.fixtures.waiting import until
 from warmup.demo.recipes import WEB_WORKERS
 
 PATIENCE_S = 100.0
@@ -52,14 +53,12 @@ class _Demo:
 
     def summary(self) -> dict[str, Any]:
         """What it printed as JSON after its first score."""
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            line = next((line for line in self.text().splitlines() if line.startswith('{"url"')), "")
-            if line.endswith("}"):
-                summary: dict[str, Any] = json.loads(line)
-                return summary
-            time.sleep(0.05)
-        raise AssertionError(self.text())
+        _until(lambda: self._line().endswith("}"), self)
+        summary: dict[str, Any] = json.loads(self._line())
+        return summary
+
+    def _line(self) -> str:
+        return next((line for line in self.text().splitlines() if line.startswith('{"url"')), "")
 
     def text(self) -> str:
         return self.output.read_text("utf-8", "replace")
@@ -119,10 +118,9 @@ def _listens(port: int) -> bool:
 
 
 def _until(condition, demo: _Demo) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline and demo.process.poll() is None, demo.text()
-        time.sleep(0.1)
+    """Fails at once, with what the demo said, if it has ended without."""
+    until(lambda: condition() or demo.process.poll() is not None, within_s=PATIENCE_S, tells=demo.text, pause_s=0.1)
+    assert condition(), demo.text()
 
 
 @pytest.mark.timeout(300)

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,8 @@ import psutil
 import pytest
 
 from mlserve.settings.env import child_environment
+from tests.fixtures.waiting import until
 from warmup.demo.children import ChildFailed, Children, Recipe, stop_leftovers
-
-PATIENCE_S = 20.0
 
 
 @pytest.fixture
@@ -32,20 +30,12 @@ def _recipe(code: str, *, name: str = "child", essential: bool = False) -> Recip
     return Recipe(name=name, argv=[sys.executable, "-c", code], environment=child_environment(), essential=essential)
 
 
-def _until(condition) -> None:
-    """Real processes are waited for by looking; the end of patience is a failure."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
 def _tended(children: Children, condition) -> None:
     def tend_and_look() -> bool:
         children.tend()
         return bool(condition())
 
-    _until(tend_and_look)
+    until(tend_and_look)
 
 
 def _alive(pid: int) -> bool:
@@ -83,7 +73,7 @@ def test_stopping_leaves_nothing_of_a_childs_group(children: Children, tmp_path:
             "time.sleep(600)"
         )
     )
-    _until(lambda: note.exists() and note.read_text().endswith("."))
+    until(lambda: note.exists() and note.read_text().endswith("."))
     pids = [int(pid) for pid in note.read_text().split()[:2]]
     assert all(_alive(pid) for pid in pids)
     children.stop()
@@ -103,7 +93,7 @@ def test_a_child_that_does_not_heed_term_is_killed(
             f"pathlib.Path({str(note)!r}).write_text(f'{{os.getpid()}} .')\ntime.sleep(600)"
         )
     )
-    _until(lambda: note.exists() and note.read_text().endswith("."))
+    until(lambda: note.exists() and note.read_text().endswith("."))
     children.stop()
     assert not _alive(int(note.read_text().split()[0]))
 

@@ -2,15 +2,18 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandParser
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError
 
 from mlserve.api.keys import KeyRefused, issue_key, revoke_key, set_limit
-from mlserve.api.limit import limit_in_words
+from mlserve.api.limit import MOST_PER_S, limit_in_words
 from mlserve.api.models import ApiKey
+
+_OPTIONS = {"name": "--name", "scopes": "--scopes", "key": "--key", "rate_per_s": "--rate", "burst": "--burst"}
 
 
 class Command(BaseCommand):
@@ -24,13 +27,26 @@ class Command(BaseCommand):
         create.add_argument("--name", required=True, help="who uses it, at most 100 characters")
         create.add_argument("--scopes", default="score", help=f"comma-separated: {', '.join(ApiKey.Scope.values)}")
         create.add_argument("--key", help="set this key (16 characters or more) instead of a random one")
-        limit = actions.add_parser("limit", help="give a key another limit; every process obeys within a second")
+        limit = actions.add_parser(
+            "limit",
+            help="give a key another limit; every process obeys within a second",
+            description="Replaces both numbers of a key's limit: what is left out is as the settings say again. "
+            "Every process obeys within a second.",
+        )
         limit.add_argument("prefix", help="as `list` shows it")
         for action in (create, limit):
             action.add_argument(
-                "--rate", type=int, metavar="N", help="requests a second (default: as the settings say; 0: no limit)"
+                "--rate",
+                type=int,
+                metavar="N",
+                help=f"requests a second, 0 to {MOST_PER_S:,} (default: as the settings say; 0: no limit)",
             )
-            action.add_argument("--burst", type=int, metavar="N", help="at once (default: as many as in a second)")
+            action.add_argument(
+                "--burst",
+                type=int,
+                metavar="N",
+                help=f"requests at once after a pause, 1 to {MOST_PER_S:,} (default: as many as in a second)",
+            )
         listing = actions.add_parser("list", help="show all keys, without the keys themselves")
         revoke = actions.add_parser("revoke", help="end a key; every process obeys within a second")
         revoke.add_argument("prefix", help="as `list` shows it")
@@ -41,9 +57,12 @@ class Command(BaseCommand):
         try:
             getattr(self, f"_{action}")(**options)
         except KeyRefused as error:
-            self._fail(str(error), code=2 if error.errors else 1)
+            wrong = [f"{_OPTIONS.get(one.parameter or '', one.parameter)}: {one.detail}" for one in error.errors]
+            self._fail("; ".join(wrong) or str(error), code=2 if wrong else 1)
         except (OperationalError, InterfaceError) as error:
             self._fail(f"the database does not answer: {error}", code=1)
+        except DatabaseError as error:
+            self._fail(f"PostgreSQL refuses: {error}. Is it migrated (`manage.py migrate`)?", code=1)
 
     def _create(
         self,
@@ -66,13 +85,20 @@ class Command(BaseCommand):
 
     def _list(self, *, json: bool, **_: Any) -> None:
         records = list(ApiKey.objects.all())
-        lines = [f"{'prefix':<14}{'scopes':<22}{'limit':<24}{'created (UTC)':<18}{'revoked (UTC)':<18}name"]
-        lines += [
-            f"{record.prefix:<14}{','.join(record.scopes):<22}{_limit(record):<24}"
-            f"{_minute(record.created_at):<18}{_minute(record.revoked_at):<18}{record.name}"
+        rows = [("prefix", "scopes", "limit", "created (UTC)", "revoked (UTC)", "name")]
+        rows += [
+            (
+                record.prefix,
+                ",".join(record.scopes),
+                _limit(record),
+                _minute(record.created_at),
+                _minute(record.revoked_at),
+                record.name,
+            )
             for record in records
         ]
-        self._say({"keys": [_described(record) for record in records]}, as_json=json, text="\n".join(lines))
+        text = "\n".join(_aligned(rows)) if records else "no key yet: `manage.py api_key create --name NAME` makes one"
+        self._say({"keys": [_described(record) for record in records]}, as_json=json, text=text)
 
     def _limit(self, *, prefix: str, rate: int | None, burst: int | None, json: bool, **_: Any) -> None:
         record = self._record(prefix)
@@ -109,6 +135,12 @@ def _described(record: ApiKey) -> dict[str, Any]:
         "created_at": record.created_at.isoformat(),
         "revoked_at": record.revoked_at and record.revoked_at.isoformat(),
     }
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """The last column is as long as it likes."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)][:-1]
+    return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 
 
 def _limit(record: ApiKey) -> str:

@@ -1,0 +1,1 @@
+"""How the admin writes moments: Django's `FORMAT_MODULE_PATH`."""
