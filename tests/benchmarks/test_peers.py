@@ -7,9 +7,11 @@ import ast
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from threading import Barrier
 from zipfile import ZipFile
 
 import pytest
@@ -91,6 +93,21 @@ def test_an_interrupted_environment_is_made_anew(tmp_path: Path, lock: Callable[
     (programs.parent / "installed").unlink()
     _install(tmp_path, said)
     assert len(said) == 2
+
+
+def test_two_at_once_make_one_environment(tmp_path: Path, lock: Callable[[str], None]) -> None:
+    """The second waits for the first and finds what it made."""
+    said: list[str] = []
+    together = Barrier(2)
+
+    def install(_number: int) -> Path:
+        together.wait(10)
+        return _install(tmp_path, said)
+
+    lock("1.0")
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(install, range(2))
+    assert first == second and len(said) == 1
 
 
 def test_what_cannot_be_installed_is_said_with_the_remedy(
