@@ -18,7 +18,7 @@ _START_S = 120.0
 
 
 def peer_environment(folder: Path) -> dict[str, str]:
-    """Nothing of this project's code or of the user's settings; one thread for a row, more only wait for each other."""
+    """A home of its own and none of this project's code; one thread for a row, more would only wait for each other."""
     return env.child_environment(HOME=str(folder), PYTHONPATH="", OMP_NUM_THREADS="1")
 
 
