@@ -60,6 +60,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-heade
 lock: $(VENV)/.dev ## renew requirements/*.lock from pyproject.toml
 	@$(COMPILE) --upgrade pyproject.toml -o requirements/serve.lock
 	@$(COMPILE) --upgrade pyproject.toml --group dev -c requirements/serve.lock -o requirements/dev.lock
+	@$(COMPILE) --upgrade --no-annotate --group pyproject.toml:peer-feast -o requirements/peer-feast.lock
+	@$(COMPILE) --upgrade --no-annotate --group pyproject.toml:peer-mlserver -c requirements/serve.lock -o requirements/peer-mlserver.lock
 	@echo uv | $(COMPILE) --upgrade --no-annotate -c requirements/dev.lock -o requirements/bootstrap.lock -
 
 # --- the environment: stamp files, so that a second run is instant ---

@@ -11,6 +11,7 @@ from benchmarks.journal_cost import open_journal_cost
 from benchmarks.l1_hit import open_l1
 from benchmarks.l2_read import open_l2
 from benchmarks.memory import open_memory
+from benchmarks.peers.contests import open_peers
 from benchmarks.penetration import open_penetration
 from benchmarks.proof import open_proof
 from benchmarks.score_batch import open_batch
@@ -51,5 +52,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(name="latency", about="how long a score takes at half load", open=open_latency),
         Benchmark(name="batch", about="100 transactions in one call, against 100 single calls", open=open_batch),
         Benchmark(name="overload", about="ten times as many scores as can be given", open=open_overload),
+        Benchmark(
+            name="peers",
+            about="scores beside Feast and MLServer, which it installs; runs only if it is named",
+            open=open_peers,
+            on_demand=True,
+        ),
     )
 }

@@ -65,11 +65,15 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """`open` readies what the contests need and clears it away; it may raise BenchmarkFailed."""
+    """`open` readies what the contests need and clears it away; it may raise BenchmarkFailed.
+
+    `on_demand`: runs only if it is named, because it leaves something behind or takes very long.
+    """
 
     name: str
     about: str
     open: Callable[[Progress], AbstractContextManager[list[Contest]]]
+    on_demand: bool = False
 
 
 def run(contest: Contest, *, seconds: float, progress: Progress, rounds: int | None = None) -> Result:

@@ -39,6 +39,8 @@ class ScoreService:
     port: int
     world: ScoreWorld
     database_url: str
+    environment: Mapping[str, str]
+    """Of a process that is to use the service's databases."""
 
 
 @contextmanager
@@ -47,7 +49,9 @@ def score_service(progress: Progress) -> Iterator[ScoreService]:
     with filled(progress) as (environment, world):
         progress("start the web process", 0.0)
         with _web(environment, Path(environment["MLSERVE_VAR_DIR"]) / "web.log") as port:
-            yield ScoreService(port=port, world=world, database_url=environment["DATABASE_URL"])
+            yield ScoreService(
+                port=port, world=world, database_url=environment["DATABASE_URL"], environment=environment
+            )
 
 
 @contextmanager
@@ -128,9 +132,9 @@ def _fill(environment: Mapping[str, str], log: Path, progress: Progress) -> Scor
                 if stage:
                     progress(f"prepare: {stage}", 0.0)
         finally:
-            _end(child)
+            end(child)
     if child.returncode != 0:
-        raise BenchmarkFailed(f"score: the data could not be prepared:\n{_tail(log)}")
+        raise BenchmarkFailed(f"score: the data could not be prepared:\n{tail(log)}")
     return msgspec.json.decode(last, type=ScoreWorld)
 
 
@@ -147,7 +151,7 @@ def _relay(environment: Mapping[str, str], log: Path) -> Iterator[None]:
             yield
         finally:
             relay.terminate()
-            _end(relay)
+            end(relay)
 
 
 def _wait_until_it_vouches(relay: "subprocess.Popen[bytes]", cache_url: str, log: Path) -> None:
@@ -158,13 +162,13 @@ def _wait_until_it_vouches(relay: "subprocess.Popen[bytes]", cache_url: str, log
             if client.exists(name_of(0)):
                 return
             time.sleep(0.05)
-    raise BenchmarkFailed(f"score: the relay does not begin:\n{_tail(log)}")
+    raise BenchmarkFailed(f"score: the relay does not begin:\n{tail(log)}")
 
 
 @contextmanager
 def _web(environment: Mapping[str, str], log: Path) -> Iterator[int]:
     """The port of one granian process, which answers."""
-    port = _free_port()
+    port = free_port()
     command = f"-m granian --interface wsgi --host {HOST} --port {port} --workers 1 --no-ws"
     with (
         log.open("wb") as out,
@@ -180,7 +184,7 @@ def _web(environment: Mapping[str, str], log: Path) -> Iterator[int]:
             yield port
         finally:
             server.terminate()
-            _end(server)
+            end(server)
 
 
 def _wait_until_it_answers(server: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
@@ -189,10 +193,11 @@ def _wait_until_it_answers(server: "subprocess.Popen[bytes]", port: int, log: Pa
         with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
             return
         time.sleep(0.05)
-    raise BenchmarkFailed(f"score: the web process does not answer:\n{_tail(log)}")
+    raise BenchmarkFailed(f"score: the web process does not answer:\n{tail(log)}")
 
 
-def _end(child: "subprocess.Popen[bytes]") -> None:
+def end(child: "subprocess.Popen[bytes]") -> None:
+    """Waits for a process that was told to go, and kills it if that takes too long."""
     try:
         child.wait(_STOP_S)
     except subprocess.TimeoutExpired:
@@ -200,12 +205,13 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
         child.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """The last lines."""
     return os.linesep.join(log.read_text("utf-8", "replace").splitlines()[-15:])

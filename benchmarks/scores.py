@@ -19,7 +19,7 @@ from benchmarks.ratio import Compare, Target
 from benchmarks.score_service import HOST, THREADS, ScoreService, score_service
 
 _TARGET = Target(0.6)
-_SCORES = "/v1/scores"
+SCORES = "/v1/scores"
 _EMPTY = "/v1/scores-empty"
 """As in `server_urls.py`, which only the server can import."""
 _COLD_SHARE = 0.1
@@ -28,7 +28,7 @@ _WARM_FOR_S = 20.0
 """Customers' activity counts as fresh for 60 s, and a dry run renews nothing."""
 
 
-class _Scores:
+class Scores:
     """The requests of one run."""
 
     def __init__(self, service: ScoreService) -> None:
@@ -36,9 +36,9 @@ class _Scores:
         self._numbers = count()
         self._warmed_at = float("-inf")
         self._dry_runs: list[bytes] = []
-        self._empty = self._request(_EMPTY, 0)
+        self._empty = self.request(_EMPTY, 0)
 
-    def _request(self, path: str, number: int) -> bytes:
+    def request(self, path: str, number: int) -> bytes:
         pairs = self._service.world.pairs
         customer, merchant = pairs[number % len(pairs)]
         body = {
@@ -60,13 +60,13 @@ class _Scores:
             connection.ask(self.journaled(0))
         connection.close()
         self._dry_runs = [
-            self._request(f"{_SCORES}?dry_run=true", number) for number in range(len(self._service.world.pairs))
+            self.request(f"{SCORES}?dry_run=true", number) for number in range(len(self._service.world.pairs))
         ]
         self._warmed_at = monotonic()
 
     def journaled(self, _connection: int) -> bytes:
         """A transaction that was not seen before."""
-        return self._request(_SCORES, next(self._numbers))
+        return self.request(SCORES, next(self._numbers))
 
     def dry_run(self, _connection: int) -> bytes:
         return self._dry_runs[next(self._numbers) % len(self._dry_runs)]
@@ -86,7 +86,7 @@ class _Scores:
         numbers = range(0, len(self._service.world.pairs), 10)
         cold = []
         for number in numbers:
-            answer = msgspec.json.decode(connection.ask(self._request(f"{_SCORES}?dry_run=true&include=trace", number)))
+            answer = msgspec.json.decode(connection.ask(self.request(f"{SCORES}?dry_run=true&include=trace", number)))
             if answer["degraded"] or {"l2", "l3"} & {tier["tier"] for tier in answer["trace"]}:
                 cold.append(answer)
         connection.close()
@@ -101,11 +101,11 @@ class _Scores:
 def open_scores(progress: Progress) -> Iterator[list[Contest]]:
     """Makes data of its own in a database of its own: some ten seconds."""
     with score_service(progress) as service:
-        scores = _Scores(service)
+        scores = Scores(service)
         yield [
             Contest(
                 name=name,
-                ours_is=f"POST {_SCORES}{what}; granian, 1 process, {THREADS} threads, {THREADS} connections",
+                ours_is=f"POST {SCORES}{what}; granian, 1 process, {THREADS} threads, {THREADS} connections",
                 other_is="POST to an empty REST framework view without a key, same process, same middleware",
                 unit="requests/s",
                 compare=Compare.OURS_OVER_OTHER,

@@ -23,6 +23,11 @@ def listed() -> dict[str, str]:
     return {name: benchmark.about for name, benchmark in BENCHMARKS.items()}
 
 
+def by_default() -> list[str]:
+    """Those that run if none is named."""
+    return [name for name, benchmark in BENCHMARKS.items() if not benchmark.on_demand]
+
+
 def progress() -> AbstractContextManager[Progress]:
     """On stderr."""
     return shown()

@@ -17,7 +17,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("names", nargs="*", metavar="NAME", help="which benchmarks (default: all)")
+        parser.add_argument("names", nargs="*", metavar="NAME", help="which benchmarks (default: all but peers)")
         parser.add_argument(
             "--seconds", type=float, metavar="S", help="for each line of the table, without preparation (default: 10)"
         )
@@ -37,7 +37,7 @@ class Command(BaseCommand):
         if options["trace"] is not None or options["capacity"] is not None:
             self._replay(options)
             return
-        names = options["names"] or list(known)
+        names = options["names"] or suite.by_default()
         seconds = suite.SECONDS if options["seconds"] is None else options["seconds"]
         unknown = [name for name in names if name not in known]
         if unknown:

@@ -1,0 +1,1 @@
+"""`peers`: warm scores beside other servers of features and of models."""
