@@ -24,6 +24,7 @@ from benchmarks.score_world import ScoreWorld
 
 WHOLE: Final = "whole"
 EMPTY: Final = "empty view"
+EMPTY_PAGE: Final = "empty view, behind the middleware of pages as well"
 _SCORES, _EMPTY_VIEW = "/v1/scores", "/v1/scores-empty"
 _WARM_FOR_S: Final = 20.0
 """Customers' activity counts as fresh for 60 s, and a dry run renews nothing."""
@@ -40,7 +41,6 @@ class Part(msgspec.Struct, frozen=True):
 GATE: Final = Part("gate", ())
 """Taken away by calling what stands behind it."""
 PARTS: Final = (
-    Part("policy header of pages", ("csp.middleware.CSPMiddleware.process_response",), of=EMPTY),
     Part("HTTP metrics and log line", ("mlserve.observability.middleware._record",), of=EMPTY),
     GATE,
     Part(
@@ -110,6 +110,8 @@ class _Scorer:
         while not done or monotonic() < until:
             self._warm()
             us = {WHOLE: self._us(self._dry_runs()), EMPTY: self._us(self._empty())}
+            with patch("mlserve.api.page_middleware.API", "no address begins so"):
+                us[EMPTY_PAGE] = self._us(self._empty())
             for part in PARTS:
                 requests = self._empty() if part.of == EMPTY else self._dry_runs()
                 with self._without(part):

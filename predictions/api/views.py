@@ -64,10 +64,10 @@ class ScoresView(_ScoringView):
         now = datetime.now(UTC)
         scored = score_transaction(
             request=decode_score_request(body, now=now),
-            options=decode_score_options(request.META["QUERY_STRING"]),
+            options=decode_score_options(request._request.META["QUERY_STRING"]),
             client=_client_id(request),
             now=now.timestamp(),
-            at_least=data_version.versions_sent(request),
+            at_least=data_version.versions_sent(request._request),
         )
         headers = {
             "Server-Timing": _server_timing(scored.server_timing),
@@ -94,10 +94,10 @@ class ScoreBatchView(_ScoringView):
         charge(request, units=len(requests) - 1)
         scored = score_batch(
             requests=requests,
-            options=decode_score_options(request.META["QUERY_STRING"]),
+            options=decode_score_options(request._request.META["QUERY_STRING"]),
             client=_client_id(request),
             now=now.timestamp(),
-            at_least=data_version.versions_sent(request),
+            at_least=data_version.versions_sent(request._request),
         )
         results = [
             BatchResult(status=int(STATUS_OF[item.code]), problem=problem_of_item(request, item))
