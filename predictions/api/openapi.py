@@ -65,10 +65,16 @@ _EXPLAINED: Final[dict[str, Any]] = {
     ],
     "trace": [{"tier": "l2", "asked": 6, "hit": 6, "ms": 0.31}],
 }
+_VERSION: Final = "b3BhcXVlLCBhcyBYLURhdGEtVmVyc2lvbiBpcw"
 _BATCH: Final[dict[str, Any]] = {
     "results": [
-        {"status": 200, "answer": _RESPONSE},
-        {"status": 200, "replayed": True, "answer": {**_RESPONSE, "transaction_id": "example-3"}},
+        {"status": 200, "answer": _RESPONSE, "data_version": _VERSION},
+        {
+            "status": 200,
+            "replayed": True,
+            "answer": {**_RESPONSE, "transaction_id": "example-3"},
+            "data_version": _VERSION,
+        },
         {
             "status": 422,
             "problem": {
