@@ -17,6 +17,7 @@ from mlserve.api.admission import Admission, Refusal
 from mlserve.api.problems import CONTENT_TYPE, TYPE_PREFIX, Problem
 from mlserve.errors import STATUS_OF, TITLE_OF, ErrorCode
 from mlserve.observability.metrics import ADMISSION_REFUSED, ADMISSION_WAIT
+from mlserve.observability.middleware import count_request
 from mlserve.observability.request_id import assign_request_id
 
 Environ = dict[str, Any]
@@ -24,6 +25,7 @@ StartResponse = Callable[..., Any]
 Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 GATED: Final = "/v1/scores"
+_BATCH: Final = f"{GATED}/batch"
 RETRY_AFTER_S: Final = (1, 4)
 """From and to: all who are refused at one moment must not come back at one moment."""
 _WAITED_S: Final = 0.0001
@@ -57,6 +59,7 @@ class Gate:
         refusal = self._admission.enter()
         if refusal is not None:
             ADMISSION_REFUSED.labels(refusal).inc()
+            _count(environ, perf_counter() - arrived)
             return _refuse(environ, start_response, refusal)
         try:
             waited_s = perf_counter() - arrived
@@ -78,6 +81,20 @@ def _finished(response: Iterable[bytes]) -> Iterable[bytes]:
     body = response.content
     response.close()
     return [body]
+
+
+def _count(environ: Environ, elapsed_s: float) -> None:
+    """As the middleware would have. Its routes are those of `predictions/api/urls.py`: the gate resolves no address."""
+    method, status = environ.get("REQUEST_METHOD", ""), int(STATUS_OF[_CODE])
+    count_request(route=_route_of(environ["PATH_INFO"]), method=method, status=status, elapsed_s=elapsed_s)
+
+
+def _route_of(path: str) -> str:
+    if path in (GATED, _BATCH):
+        return path
+    transaction_id = path.removeprefix(f"{GATED}/")
+    known = transaction_id and "/" not in transaction_id  # what lacks the prefix begins with a slash
+    return f"{GATED}/{{transaction_id}}" if known else "unmatched"
 
 
 class _Meta:

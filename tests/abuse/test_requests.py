@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from datetime import datetime
 
 import pytest
@@ -156,6 +157,50 @@ def test_a_body_that_is_longer_than_it_says(service: WebProcess) -> None:
     """What lies beyond its length is not read as part of it."""
     headers = (KEY, JSON, "Content-Length: 2")
     request(service.port, "POST /v1/scores", *headers, body=b"{}" + b"x" * 1000).problem("invalid_fields")
+
+
+def test_every_refusal_is_counted(service: WebProcess) -> None:
+    """Under its route, and its status: whether Django, REST framework or the decoder refuses it."""
+
+    def counted() -> Counter[tuple[str, str, str]]:
+        exposed = request(service.port, "GET /metrics").body.decode()
+        form = r'mlserve_http_requests_total{method="(\w+)",route="([^"]+)",status="(\d+)"} (\S+)'
+        return Counter(
+            {(method, route, status): int(float(n)) for method, route, status, n in re.findall(form, exposed)}
+        )
+
+    before, refused = counted(), Counter[tuple[str, str, str]]()
+    deep, digits = b'{"a":' + b"[" * 17 + b"]" * 17 + b"}", b'{"amount":' + b"1" * 5_000 + b"}"
+    for body in (
+        deep,
+        digits,
+        b'{"amount":NaN}',
+        b'{"amount":1e400}',
+        b'{"a":1,"a":2}',
+        b'"\xff"',
+        b"[" * 90_000,
+        b"{}",
+    ):
+        refused["POST", "/v1/scores", str(post(service.port, body).status)] += 1
+    for line, *headers in (
+        ("POST /v1/scores", KEY, JSON, f"Content-Length: {MAX_BODY_BYTES + 1}"),
+        ("POST /v1/scores", KEY, JSON, "Transfer-Encoding: chunked"),
+        ("POST /v1/scores", KEY, "Content-Type: text/plain", "Content-Length: 0"),
+        ("POST /v1/scores", JSON),
+        ("BREW /v1/scores", KEY),
+        ("GET /v1/scores/%00", KEY),
+        ("GET /v1/nothing", KEY),
+        ("GET /v1/models", KEY, "Host: elsewhere.example"),
+    ):
+        status = request(service.port, line, *headers).status
+        method, path = line.split()
+        route = {"/v1/scores/%00": "/v1/scores/{transaction_id}", "/v1/nothing": "unmatched"}.get(path, path)
+        route = "unmatched" if "Host: elsewhere.example" in headers else route
+        refused["other" if method == "BREW" else method, route, str(status)] += 1
+    assert all(status.startswith("4") for _, _, status in refused)
+    rest = counted() - before
+    assert refused <= rest
+    assert set(rest - refused) == {("GET", "/metrics", "200")}
 
 
 def test_pointers_name_the_fields(service: WebProcess) -> None:

@@ -1,5 +1,6 @@
 """Who is admitted, who waits and for how long, who is refused."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterable
@@ -8,9 +9,13 @@ from functools import partial
 from typing import Any
 
 import pytest
+from django.test import RequestFactory
+from django.urls import Resolver404, resolve
 
 from mlserve.api.admission import INTERVAL_S, TARGET_S, Admission, Refusal
 from mlserve.api.gate import RETRY_AFTER_S, Environ, Gate, StartResponse
+from mlserve.observability.metrics import HTTP_LATENCY, HTTP_REQUESTS
+from mlserve.observability.middleware import _route_of
 from tests.fixtures.clock import ManualClock
 from tests.fixtures.waiting import until
 
@@ -214,6 +219,26 @@ def test_a_refusal_is_a_problem_like_any_other(clock: ManualClock) -> None:
     assert int(headers["Content-Length"]) == len(body)
     waits = {int(_call(gate, "/v1/scores")[1]["Retry-After"]) for _ in range(200)}
     assert waits == set(range(RETRY_AFTER_S[0], RETRY_AFTER_S[1] + 1))
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "BREW"])
+@pytest.mark.parametrize(
+    "path", ["/v1/scores", "/v1/scores/batch", "/v1/scores/t-1", "/v1/scores/", "/v1/scores/a/b", "/v1/scoresheet"]
+)
+def test_a_refusal_is_counted_as_a_request(clock: ManualClock, path: str, method: str) -> None:
+    """Under the route and the method that it has for all others."""
+    admission = Admission(at_once=1, most_waiting=0, clock=clock)
+    gate = Gate(_Inner(admission), admission)
+    admission.enter()
+    request = RequestFactory().generic(method, path)
+    with contextlib.suppress(Resolver404):
+        request.resolver_match = resolve(path)
+    route, shown = _route_of(request), method if method != "BREW" else "other"
+    counter, timer = HTTP_REQUESTS.labels(route, shown, "503"), HTTP_LATENCY.labels(route)
+    before = counter._value.get(), timer._sum.get()
+    assert _call(gate, path, REQUEST_METHOD=method)[0] == "503 Service Unavailable"
+    assert counter._value.get() == before[0] + 1
+    assert timer._sum.get() > before[1]
 
 
 def test_a_request_that_fails_leaves_its_place(clock: ManualClock) -> None:

@@ -77,9 +77,14 @@ def _storm(web: WebProcess, world: World, each: int) -> list[Reply]:
         return [reply for replies in pool.map(client, range(_CLIENTS)) for reply in replies]
 
 
+def _total(exposed: str, prefix: str) -> float:
+    return sum(float(line.split()[-1]) for line in exposed.splitlines() if line.startswith(prefix))
+
+
 def test_a_burst_is_answered_in_time_by_scores_and_refusals(narrow: WebProcess, world: World) -> None:
-    """Nobody waits longer than the bound, scores go on, and afterwards all is as before."""
+    """Nobody waits longer than the bound, scores go on, and afterwards all is as before. Every answer is counted."""
     narrow.ask("POST", "/v1/scores", world.request())
+    before = narrow.ask("GET", "/metrics").body.decode()
     replies = _storm(narrow, world, each=10)
     assert {reply.status for reply in replies} == {200, 503}
     assert max(reply.seconds for reply in replies) < _BOUND_S
@@ -88,8 +93,13 @@ def test_a_burst_is_answered_in_time_by_scores_and_refusals(narrow: WebProcess, 
     assert {int(reply.headers["retry-after"]) for reply in refused} <= {1, 2, 3, 4}
     assert [narrow.ask("POST", "/v1/scores", world.request()).status for _ in range(5)] == [200] * 5
     counted = narrow.ask("GET", "/metrics").body.decode()
-    total = sum(float(line.split()[-1]) for line in counted.splitlines() if line.startswith("mlserve_admission_refus"))
-    assert total >= len(refused)
+    asked = 'mlserve_http_requests_total{method="POST",route="/v1/scores",status="%d"}'
+    for prefix, expected in (
+        ("mlserve_admission_refused_total", len(refused)),
+        (asked % 503, len(refused)),
+        (asked % 200, len(replies) - len(refused) + 5),
+    ):
+        assert _total(counted, prefix) - _total(before, prefix) == expected
 
 
 def test_while_postgres_hangs_nobody_queues_up(narrow: WebProcess, world: World, postgres: ServerHandle) -> None:
