@@ -6,17 +6,15 @@ what a closed loop gets, by turns with each storm.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import count
 from statistics import median, quantiles
 from threading import Event, Thread
 from time import perf_counter
 
-import msgspec
 import psycopg
 
 from benchmarks.contest import BenchmarkFailed, Contest, Figures, Progress
-from benchmarks.http_load import post, throughput
+from benchmarks.http_load import throughput
 from benchmarks.open_loop import OpenLoop, Outcome
 from benchmarks.ratio import Compare, Target
 from benchmarks.score_service import HOST, THREADS, ScoreService, score_service
@@ -59,18 +57,7 @@ class _Storms:
         self._loop.close()
 
     def _request(self) -> bytes:
-        number = next(self._numbers)
-        pairs = self._service.world.pairs
-        customer, merchant = pairs[number % len(pairs)]
-        body = {
-            "transaction_id": f"storm-{number}",
-            "occurred_at": datetime.now(UTC),
-            "customer_id": customer,
-            "merchant_id": merchant,
-            "amount": 20.0,
-            "currency": "EUR",
-        }
-        return post(path="/v1/scores", host=HOST, key=self._service.world.key, body=msgspec.json.encode(body))
+        return self._service.post("/v1/scores", self._service.transaction("storm", next(self._numbers)))
 
     def capacity(self, seconds: float) -> float:
         """Scores a second of a closed loop, one connection for each score that is worked on at once."""

@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -22,6 +24,7 @@ import redis
 from psycopg import sql
 
 from benchmarks.contest import BenchmarkFailed, Progress
+from benchmarks.http_load import post
 from benchmarks.score_world import ScoreWorld
 from mlserve.cache.watermark import name_of
 from mlserve.settings import env
@@ -39,6 +42,22 @@ class ScoreService:
     port: int
     world: ScoreWorld
     database_url: str
+
+    def transaction(self, name: str, number: int) -> dict[str, Any]:
+        """Of now. Numbers walk through the pairs of customer and merchant; each is a transaction of its own."""
+        customer, merchant = self.world.pairs[number % len(self.world.pairs)]
+        return {
+            "transaction_id": f"{name}-{number}",
+            "occurred_at": datetime.now(UTC),
+            "customer_id": customer,
+            "merchant_id": merchant,
+            "amount": 20.0,
+            "currency": "EUR",
+        }
+
+    def post(self, path: str, body: Any) -> bytes:
+        """The bytes of a request with the service's key."""
+        return post(path=path, host=HOST, key=self.world.key, body=msgspec.json.encode(body))
 
 
 @contextmanager
