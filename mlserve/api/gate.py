@@ -1,8 +1,14 @@
 """The gate in front of Django: scores are admitted (`admission.py`) or refused before anything else is done for them.
 
-Refused is what nothing has been done for: its key was not looked up, its body not read. Everything that is not under
-`/v1/scores` passes: health and metrics, because who watches must see an overloaded process; the admin and the other
-addresses of the API, because operators must be able to act on it.
+Refused is what nothing has been done for: its key was not looked up, its body not read. What is no score and has no
+body passes: health and metrics, because who watches must see an overloaded process; the admin and the other addresses
+of the API, because operators must be able to act on it.
+
+A batch takes many times as long as a score. So batches have no more than some of the places for scores: the others are
+left to single scores, which would hardly get one among many batches.
+
+Whatever else comes with a body has a few places of its own. A body is read by the thread of its request, and the server
+waits for a slow client without a limit: without places those would take all threads, and nobody would be answered.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,12 +18,13 @@ from typing import Any, Final
 
 import msgspec
 from django.http import HttpResponse
+from django.urls import Resolver404, resolve
 
 from mlserve.api.admission import Admission, Refusal
 from mlserve.api.problems import CONTENT_TYPE, TYPE_PREFIX, Problem
 from mlserve.errors import STATUS_OF, TITLE_OF, ErrorCode
 from mlserve.observability.metrics import ADMISSION_REFUSED, ADMISSION_WAIT
-from mlserve.observability.middleware import count_request
+from mlserve.observability.middleware import count_request, route_of
 from mlserve.observability.request_id import assign_request_id
 
 Environ = dict[str, Any]
@@ -33,7 +40,7 @@ _WAITED_S: Final = 0.0001
 _CODE: Final = ErrorCode.OVERLOADED
 _STATUS: Final = f"{int(STATUS_OF[_CODE])} {STATUS_OF[_CODE].phrase}"
 _DETAIL: Final = {
-    Refusal.FULL: "As many scores wait here as may; nothing was done for this one. Send it again later.",
+    Refusal.FULL: "As many requests wait here as may; nothing was done for this one. Send it again later.",
     Refusal.LATE: "No place became free in time; nothing was done for this one. Send it again later.",
 }
 _HEADERS: Final = [
@@ -48,26 +55,44 @@ _encode = msgspec.json.Encoder().encode
 class Gate:
     """A WSGI application around another one."""
 
-    def __init__(self, application: Application, admission: Admission) -> None:
+    def __init__(
+        self, application: Application, *, scores: Admission, batches: Admission, other_bodies: Admission
+    ) -> None:
         self._application = application
-        self._admission = admission
+        self._scores = (scores,)
+        self._batches = (batches, scores)
+        self._other_bodies = (other_bodies,)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if not environ.get("PATH_INFO", "").startswith(GATED):
+        wanted = self._wanted(environ)
+        if not wanted:
             return self._application(environ, start_response)
         arrived = perf_counter()
-        refusal = self._admission.enter()
-        if refusal is not None:
-            ADMISSION_REFUSED.labels(refusal).inc()
-            _count(environ, perf_counter() - arrived)
-            return _refuse(environ, start_response, refusal)
+        entered = 0
         try:
+            for admission in wanted:
+                refusal = admission.enter()
+                if refusal is not None:
+                    ADMISSION_REFUSED.labels(refusal).inc()
+                    _count(environ, perf_counter() - arrived)
+                    return _refuse(environ, start_response, refusal)
+                entered += 1
             waited_s = perf_counter() - arrived
             if waited_s > _WAITED_S:
                 ADMISSION_WAIT.observe(waited_s)
             return _finished(self._application(environ, start_response))
         finally:
-            self._admission.leave()
+            for admission in wanted[:entered]:
+                admission.leave()
+
+    def _wanted(self, environ: Environ) -> tuple[Admission, ...]:
+        """Where a place is needed, in this order, so that nobody waits for somebody who waits for him."""
+        path = environ.get("PATH_INFO", "")
+        if path.startswith(GATED):
+            return self._batches if path == _BATCH else self._scores
+        if environ.get("CONTENT_LENGTH", "0") in ("", "0"):  # nothing that comes in chunks is read
+            return ()
+        return self._other_bodies
 
 
 def _finished(response: Iterable[bytes]) -> Iterable[bytes]:
@@ -84,17 +109,18 @@ def _finished(response: Iterable[bytes]) -> Iterable[bytes]:
 
 
 def _count(environ: Environ, elapsed_s: float) -> None:
-    """As the middleware would have. Its routes are those of `predictions/api/urls.py`: the gate resolves no address."""
+    """As the middleware would have."""
     method, status = environ.get("REQUEST_METHOD", ""), int(STATUS_OF[_CODE])
     count_request(route=_route_of(environ["PATH_INFO"]), method=method, status=status, elapsed_s=elapsed_s)
 
 
 def _route_of(path: str) -> str:
-    if path in (GATED, _BATCH):
+    if path == GATED:  # the most, in overload
         return path
-    transaction_id = path.removeprefix(f"{GATED}/")
-    known = transaction_id and "/" not in transaction_id  # what lacks the prefix begins with a slash
-    return f"{GATED}/{{transaction_id}}" if known else "unmatched"
+    try:
+        return route_of(path, resolve(path))
+    except Resolver404:
+        return route_of(path, None)
 
 
 class _Meta:

@@ -219,7 +219,7 @@ describe_labels = extend_schema(
     ],
     responses={
         **answer(LabelsResponse, "A result for each label, in their order", example=_LABELS),
-        **problems(*KEYED, *_BODIED),
+        **problems(*KEYED, *_BODIED, ErrorCode.OVERLOADED),
     },
 )
 describe_models = extend_schema(
