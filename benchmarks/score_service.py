@@ -177,7 +177,7 @@ def _wait_until_it_vouches(relay: "subprocess.Popen[bytes]", cache_url: str, log
 def _web(environment: Mapping[str, str], log: Path) -> Iterator[int]:
     """The port of one granian process, which answers."""
     port = _free_port()
-    command = f"-m granian --interface wsgi --host {HOST} --port {port} --workers 1 --no-ws"
+    command = f"-m granian --interface wsgi --host {HOST} --port {port} --workers 1 --http 1 --no-ws"
     with (
         log.open("wb") as out,
         subprocess.Popen(

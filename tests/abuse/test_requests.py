@@ -2,7 +2,9 @@
 
 import json
 import re
+import socket
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime
 
 import pytest
@@ -51,6 +53,14 @@ def test_a_wrong_method(service: WebProcess, method: str) -> None:
     refused.problem("method_not_allowed")
     assert refused.headers["allow"] == "GET, HEAD"
     request(service.port, f"{method} /v1/nothing", KEY).problem("not_found")
+
+
+@pytest.mark.parametrize("line", ["POST /", "DELETE /favicon.ico", "BREW /", "CONNECT 127.0.0.1:80"])
+def test_what_is_sent_to_where_only_pages_lead(service: WebProcess, line: str) -> None:
+    """A problem as everywhere; only the admin's own forms get a page."""
+    request(service.port, line, KEY).problem("forbidden")
+    page = request(service.port, "POST /admin/login/", "Content-Length: 1", body=b"x")
+    assert (page.status, page.headers["content-type"]) == (403, "text/html; charset=utf-8")
 
 
 @pytest.mark.parametrize(
@@ -201,6 +211,14 @@ def test_every_refusal_is_counted(service: WebProcess) -> None:
     rest = counted() - before
     assert refused <= rest
     assert set(rest - refused) == {("GET", "/metrics", "200")}
+
+
+def test_http_2_is_not_spoken(service: WebProcess) -> None:
+    """Its preface ends the connection: a request of it could come among hundreds on one connection."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        with suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
 
 
 def test_pointers_name_the_fields(service: WebProcess) -> None:
