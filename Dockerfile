@@ -43,4 +43,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz/live', timeout=2)"]
 CMD ["granian", "--interface", "wsgi", "--host", "0.0.0.0", "--port", "8000", "--workers", "2", \
-     "--backlog", "1024", "--backpressure", "512", "--no-ws", "--respawn-failed-workers", "mlserve.wsgi:application"]
+     "--http", "1", "--http1-header-read-timeout", "10000", "--backlog", "1024", "--backpressure", "512", "--no-ws", \
+     "--respawn-failed-workers", "mlserve.wsgi:application"]

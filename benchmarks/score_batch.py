@@ -7,15 +7,13 @@ is PostgreSQL's: each transaction has it derive a customer's recent history anew
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import count
 from time import monotonic
-from typing import Any
 
 import msgspec
 
 from benchmarks.contest import BenchmarkFailed, Contest, Progress, Side
-from benchmarks.http_load import Connection, post, throughput
+from benchmarks.http_load import Connection, throughput
 from benchmarks.ratio import Compare, Target
 from benchmarks.score_service import HOST, THREADS, ScoreService, score_service
 
@@ -37,24 +35,12 @@ class _Requests:
         self._dry_singles: list[bytes] = []
         self._dry_batches: list[bytes] = []
 
-    def _transaction(self, number: int) -> dict[str, Any]:
-        pairs = self._service.world.pairs
-        customer, merchant = pairs[number % len(pairs)]
-        return {
-            "transaction_id": f"bench-{number}",
-            "occurred_at": datetime.now(UTC),
-            "customer_id": customer,
-            "merchant_id": merchant,
-            "amount": 20.0,
-            "currency": "EUR",
-        }
-
-    def _post(self, path: str, body: Any) -> bytes:
-        return post(path=path, host=HOST, key=self._service.world.key, body=msgspec.json.encode(body))
+    def _single(self, number: int, options: str = "") -> bytes:
+        return self._service.post(_SINGLE + options, self._service.transaction("bench", number))
 
     def _batch(self, first: int, options: str = "") -> bytes:
-        transactions = [self._transaction(number) for number in range(first, first + SIZE)]
-        return self._post(_BATCH + options, {"transactions": transactions})
+        transactions = [self._service.transaction("bench", number) for number in range(first, first + SIZE)]
+        return self._service.post(_BATCH + options, {"transactions": transactions})
 
     def warm(self) -> None:
         """Every pair is in L1 and L2, and stays fresh for longer than a round."""
@@ -64,7 +50,7 @@ class _Requests:
         for _ in range(0, pairs, SIZE):
             connection.ask(self.batch(0))
         connection.close()
-        self._dry_singles = [self._post(_SINGLE + _DRY_RUN, self._transaction(number)) for number in range(pairs)]
+        self._dry_singles = [self._single(number, _DRY_RUN) for number in range(pairs)]
         self._dry_batches = [self._batch(first, _DRY_RUN) for first in range(0, pairs, SIZE)]
         self._warmed_at = monotonic()
 
@@ -74,7 +60,7 @@ class _Requests:
 
     def single(self, _connection: int) -> bytes:
         """The same, one of them; above all numbers that batches get."""
-        return self._post(_SINGLE, self._transaction(10**9 + next(self._numbers)))
+        return self._single(10**9 + next(self._numbers))
 
     def dry_batch(self, _connection: int) -> bytes:
         return self._dry_batches[next(self._numbers) % len(self._dry_batches)]

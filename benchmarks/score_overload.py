@@ -6,17 +6,15 @@ what a closed loop gets, by turns with each storm.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import count
 from statistics import median, quantiles
 from threading import Event, Thread
 from time import perf_counter
 
-import msgspec
 import psycopg
 
 from benchmarks.contest import BenchmarkFailed, Contest, Figures, Progress
-from benchmarks.http_load import post, throughput
+from benchmarks.http_load import throughput
 from benchmarks.open_loop import OpenLoop, Outcome
 from benchmarks.ratio import Compare, Target
 from benchmarks.score_service import HOST, THREADS, ScoreService, score_service
@@ -50,7 +48,7 @@ class _Storms:
     def __init__(self, service: ScoreService) -> None:
         self._service = service
         self._numbers = count()
-        self._made = [self._prepared(*pair) for pair in service.world.pairs]
+        self._made = [self._prepared(pair) for pair in range(len(service.world.pairs))]
         self._loop = OpenLoop(HOST, service.port)
         self._capacity = 0.0
         self._calm_ms = 0.0
@@ -67,17 +65,9 @@ class _Storms:
         before, after = self._made[number % len(self._made)]
         return b"%b%09d%b" % (before, number, after)
 
-    def _prepared(self, customer: str, merchant: str) -> tuple[bytes, bytes]:
-        body = {
-            "transaction_id": f"storm-{_NUMBER}",
-            "occurred_at": datetime.now(UTC),
-            "customer_id": customer,
-            "merchant_id": merchant,
-            "amount": 20.0,
-            "currency": "EUR",
-        }
-        request = post(path="/v1/scores", host=HOST, key=self._service.world.key, body=msgspec.json.encode(body))
-        before, _, after = request.partition(_NUMBER.encode())
+    def _prepared(self, pair: int) -> tuple[bytes, bytes]:
+        transaction = {**self._service.transaction("storm", pair), "transaction_id": f"storm-{_NUMBER}"}
+        before, _, after = self._service.post("/v1/scores", transaction).partition(_NUMBER.encode())
         return before, after
 
     def capacity(self, seconds: float) -> float:

@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -22,6 +24,7 @@ import redis
 from psycopg import sql
 
 from benchmarks.contest import BenchmarkFailed, Progress
+from benchmarks.http_load import post
 from benchmarks.score_world import ScoreWorld
 from mlserve.cache.watermark import name_of
 from mlserve.settings import env
@@ -41,6 +44,22 @@ class ScoreService:
     database_url: str
     environment: Mapping[str, str]
     """Of a process that is to use the service's databases."""
+
+    def transaction(self, name: str, number: int) -> dict[str, Any]:
+        """Of now. Numbers walk through the pairs of customer and merchant; each is a transaction of its own."""
+        customer, merchant = self.world.pairs[number % len(self.world.pairs)]
+        return {
+            "transaction_id": f"{name}-{number}",
+            "occurred_at": datetime.now(UTC),
+            "customer_id": customer,
+            "merchant_id": merchant,
+            "amount": 20.0,
+            "currency": "EUR",
+        }
+
+    def post(self, path: str, body: Any) -> bytes:
+        """The bytes of a request with the service's key."""
+        return post(path=path, host=HOST, key=self.world.key, body=msgspec.json.encode(body))
 
 
 @contextmanager
@@ -169,7 +188,7 @@ def _wait_until_it_vouches(relay: "subprocess.Popen[bytes]", cache_url: str, log
 def _web(environment: Mapping[str, str], log: Path) -> Iterator[int]:
     """The port of one granian process, which answers."""
     port = free_port()
-    command = f"-m granian --interface wsgi --host {HOST} --port {port} --workers 1 --no-ws"
+    command = f"-m granian --interface wsgi --host {HOST} --port {port} --workers 1 --http 1 --no-ws"
     with (
         log.open("wb") as out,
         subprocess.Popen(

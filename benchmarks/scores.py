@@ -7,14 +7,13 @@ decision to PostgreSQL before it is acknowledged.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import count
 from time import monotonic
 
 import msgspec
 
 from benchmarks.contest import BenchmarkFailed, Contest, Progress, Side
-from benchmarks.http_load import Connection, post, throughput
+from benchmarks.http_load import Connection, throughput
 from benchmarks.ratio import Compare, Target
 from benchmarks.score_service import HOST, THREADS, ScoreService, score_service
 
@@ -39,17 +38,7 @@ class Scores:
         self._empty = self.request(_EMPTY, 0)
 
     def request(self, path: str, number: int) -> bytes:
-        pairs = self._service.world.pairs
-        customer, merchant = pairs[number % len(pairs)]
-        body = {
-            "transaction_id": f"bench-{number}",
-            "occurred_at": datetime.now(UTC),
-            "customer_id": customer,
-            "merchant_id": merchant,
-            "amount": 20.0,
-            "currency": "EUR",
-        }
-        return post(path=path, host=HOST, key=self._service.world.key, body=msgspec.json.encode(body))
+        return self._service.post(path, self._service.transaction("bench", number))
 
     def warm(self) -> None:
         """Every pair is in L1 and L2, and stays fresh for longer than a round."""

@@ -252,9 +252,7 @@ class TransactionAdmin(ReadOnlyAdmin):
     # Exact only: each has an index, and a part of an id would read the whole ledger.
     search_fields = ("id__exact", "customer_id__exact", "merchant_id__exact")
     search_help_text = "The whole id of a transaction, a customer or a merchant."
-    empty_hint = (
-        "An empty ledger: manage.py import_transactions, simulate_transactions and POST /v1/scores fill it."
-    )
+    empty_hint = "An empty ledger: manage.py import_transactions, simulate_transactions and POST /v1/scores fill it."
     ordering = ("-occurred_at",)
 
     class Media:

@@ -14,7 +14,14 @@ from mlserve.api.admission import Admission  # noqa: E402
 from mlserve.api.gate import Gate  # noqa: E402
 from mlserve.cache.clock import SystemClock  # noqa: E402
 
+
+def _admission(at_once: int, most_waiting: int) -> Admission:
+    return Admission(at_once=at_once, most_waiting=most_waiting, clock=SystemClock())
+
+
 application = Gate(
     _django,
-    Admission(at_once=settings.SCORES_AT_ONCE, most_waiting=settings.SCORES_WAITING, clock=SystemClock()),
+    scores=_admission(settings.SCORES_AT_ONCE, settings.SCORES_WAITING),
+    batches=_admission(settings.BATCHES_AT_ONCE, settings.BATCHES_WAITING),
+    other_bodies=_admission(settings.OTHER_BODIES_AT_ONCE, settings.OTHER_BODIES_WAITING),
 )

@@ -36,7 +36,7 @@ from predictions.missing import OnMissingSource
 from predictions.reasons import explain_many
 from predictions.registry.active import current_model
 from predictions.registry.artifact import LoadedModel
-from predictions.scoring import Laps, plan_of, prediction_id, refuse_missing
+from predictions.scoring import Laps, plan_of, prediction_id, refuse_missing, versions_seen
 
 _OF_AGE = frozenset({Degradation.STALE, Degradation.STALE_REFRESHING, Degradation.STALE_SOURCE_UNAVAILABLE})
 _NOTHING_WRONG: frozenset[Degradation] = frozenset()
@@ -49,7 +49,10 @@ class NotScorable(MlserveError):
 
 
 class ScoredItem(msgspec.Struct, frozen=True):
+    """`versions`: of what was read for this item and, where it is known, of what it has written."""
+
     response: ScoreResponse
+    versions: Mapping[Key, int]
     replayed: bool = False
 
 
@@ -73,6 +76,7 @@ class _Candidate(msgspec.Struct):
     decided: Decided | None = None
     response: ScoreResponse | None = None
     replayed: bool = False
+    activity_version: int = 0
     error: MlserveError | None = None
 
 
@@ -113,7 +117,7 @@ def score_batch(
             assert each.response is not None
             cache.recorder.score(each.response.decision, degraded=each.response.degraded, seconds=lap.total_s)
             note_score(merchant_id=each.request.merchant_id, amount=each.request.amount, at=now)
-    return ScoredBatch(_items(places, options), lap.milliseconds)
+    return ScoredBatch(_items(places, options, at_least), lap.milliseconds)
 
 
 def _distinct(
@@ -366,6 +370,7 @@ def _settle(candidate: _Candidate, response: ScoreResponse, outcome: Recorded | 
     if isinstance(outcome, MlserveError):
         candidate.error = outcome
         return False
+    candidate.activity_version = outcome.activity_version
     if outcome.stored is not None:
         candidate.response, candidate.replayed = msgspec.json.decode(outcome.stored, type=ScoreResponse), True
         return False
@@ -374,7 +379,9 @@ def _settle(candidate: _Candidate, response: ScoreResponse, outcome: Recorded | 
     return True
 
 
-def _items(places: Sequence[_Candidate | MlserveError], options: ScoreOptions) -> list[ScoredItem | MlserveError]:
+def _items(
+    places: Sequence[_Candidate | MlserveError], options: ScoreOptions, at_least: Mapping[Key, int] | None
+) -> list[ScoredItem | MlserveError]:
     items: list[ScoredItem | MlserveError] = []
     answered: set[int] = set()
     for place in places:
@@ -385,6 +392,10 @@ def _items(places: Sequence[_Candidate | MlserveError], options: ScoreOptions) -
         else:
             assert place.response is not None
             again = not options.dry_run and id(place) in answered
-            items.append(ScoredItem(what_was_asked_for(place.response, options), place.replayed or again))
+            versions = versions_seen(
+                place.outcomes.values(), at_least, request=place.request, activity_version=place.activity_version
+            )
+            response = what_was_asked_for(place.response, options)
+            items.append(ScoredItem(response, versions, place.replayed or again))
             answered.add(id(place))
     return items

@@ -4,7 +4,7 @@ Read the features through the cache, derive the vector, predict (a prediction is
 model, artifact and exact input), decide, say what was degraded, make it durable, answer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -120,8 +120,8 @@ def score_transaction(
         features=options.features or not options.dry_run,
     )
     lap("decide")
-    versions = _versions_of(reading.outcomes, at_least or {})
     if options.dry_run:
+        versions = versions_seen(outcomes.values(), at_least, request=request)
         return ScoredTransaction(_encode(response, options), False, lap.milliseconds, versions)
 
     recorded = journal().record(
@@ -135,8 +135,7 @@ def score_transaction(
         )
     )
     lap("journal")
-    if recorded.activity_version:
-        versions[Key("customer", request.customer_id, CUSTOMER_ACTIVITY.name)] = recorded.activity_version
+    versions = versions_seen(outcomes.values(), at_least, request=request, activity_version=recorded.activity_version)
     if recorded.stored is not None:
         earlier = msgspec.json.decode(recorded.stored, type=ScoreResponse)
         return ScoredTransaction(_encode(earlier, options), True, lap.milliseconds, versions)
@@ -197,19 +196,24 @@ def refuse_missing(
         )
 
 
-def _versions_of(outcomes: Mapping[Key, Outcome], at_least: Mapping[Key, int]) -> dict[Key, int]:
-    """What the caller has seen after this answer.
+def versions_seen(
+    outcomes: Iterable[Outcome], at_least: Mapping[Key, int] | None, *, request: ScoreRequest, activity_version: int = 0
+) -> dict[Key, int]:
+    """What the caller has seen after this answer, its own transaction included if `activity_version` is known.
 
     What was only a substitute for something newer, or missing, takes away nothing of what it had seen before. What the
     source said counts, even if it is less: what it lost in a failover does not come back.
     """
+    seen_before = at_least or {}
     versions = {}
-    for key, outcome in outcomes.items():
+    for outcome in outcomes:
         version = outcome.version
         if outcome.stale or outcome.entry is None:
-            version = max(version, at_least.get(key, 0))
+            version = max(version, seen_before.get(outcome.key, 0))
         if version:
-            versions[key] = version
+            versions[outcome.key] = version
+    if activity_version:
+        versions[Key("customer", request.customer_id, CUSTOMER_ACTIVITY.name)] = activity_version
     return versions
 
 

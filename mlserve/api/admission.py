@@ -108,26 +108,37 @@ class Admission:
 
 
 class Visit:
-    """Of one request that was admitted, on its thread, until it leaves."""
+    """Of one request, on its thread: the places that it has taken."""
 
-    __slots__ = ("_admission", "_aside")
+    __slots__ = ("_aside", "_entered")
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
+    def __init__(self) -> None:
+        self._entered: list[Admission] = []
         self._aside = False
         _visit.now = self
 
+    def enter(self, admission: Admission) -> Refusal | None:
+        """None when it has a place there as well."""
+        refusal = admission.enter()
+        if refusal is None:
+            self._entered.append(admission)
+        return refusal
+
     def step_aside(self) -> None:
+        """Everywhere."""
         if not self._aside:
             self._aside = True
-            self._admission.step_aside()
+            for admission in self._entered:
+                admission.step_aside()
 
     def leave(self) -> None:
+        """Everywhere, whether it stepped aside or not."""
         _visit.now = None
-        if self._aside:
-            self._admission.leave_from_aside()
-        else:
-            self._admission.leave()
+        for admission in self._entered:
+            if self._aside:
+                admission.leave_from_aside()
+            else:
+                admission.leave()
 
 
 _visit = threading.local()

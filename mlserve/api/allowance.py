@@ -16,7 +16,7 @@ protection at the worst of times.
 """
 
 import threading
-from math import ceil
+from math import ceil, floor
 from typing import Final, Protocol
 
 import msgspec
@@ -40,14 +40,14 @@ _SMALLEST_SHARED: Final = 2 * _LARGEST_SHARE
 
 
 class Taken(msgspec.Struct, frozen=True, gc=False):
-    """`remaining`: units that could be taken now, as far as this process knows. `full_in_s`: until it is the burst.
+    """`remaining`: units that could be taken now, as far as this process knows. `more_in_s`: until it is one more.
 
-    `alone`: decided without Redis.
+    A full bucket gets no more: 0. `retry_after_s` is no less. `alone`: decided without Redis.
     """
 
     allowed: bool
     remaining: int
-    full_in_s: float
+    more_in_s: float
     retry_after_s: float = 0.0
     alone: bool = False
 
@@ -200,23 +200,27 @@ class _Allowance:
         if self._alone is None:
             self._alone = _Share(self.limit, self._holders, self._left_now(now), now)
         wait_s = self._alone.take(units, now)
-        remaining = max(0, int(self._alone.left))
-        full_in_s = max(0.0, self._alone.most - self._alone.left) / self._alone.per_s
-        return Taken(wait_s == 0, remaining, full_in_s, wait_s, alone=True)
+        left, most = self._alone.left, self._alone.most
+        return Taken(wait_s == 0, max(0, int(left)), _more_in_s(left, most, self._alone.per_s), wait_s, alone=True)
 
     def _taken(self, now: float) -> Taken:
-        remaining = self._remaining(now)
-        return Taken(True, remaining, (self.limit.burst - remaining) / self.limit.per_s)
+        return self._told(True, now, 0.0)
 
     def _refused(self, now: float, retry_after_s: float) -> Taken:
-        remaining = self._remaining(now)
-        return Taken(False, remaining, (self.limit.burst - remaining) / self.limit.per_s, retry_after_s)
+        return self._told(False, now, retry_after_s)
 
-    def _remaining(self, now: float) -> int:
-        return min(self.limit.burst, int(self._left_now(now) + self._held))
+    def _told(self, allowed: bool, now: float, retry_after_s: float) -> Taken:
+        left = min(float(self.limit.burst), self._left_now(now) + self._held)
+        more_in_s = _more_in_s(left, self.limit.burst, self.limit.per_s)
+        return Taken(allowed, int(left), more_in_s, retry_after_s)
 
     def _left_now(self, now: float) -> float:
         return min(float(self.limit.burst), self._left + (now - self._left_at) * self.limit.per_s)
+
+
+def _more_in_s(left: float, most: float, per_s: float) -> float:
+    """Until the next whole unit. A debt has to flow in first."""
+    return max(0.0, min(max(0, floor(left)) + 1, most) - left) / per_s
 
 
 class _Share:

@@ -1,8 +1,14 @@
 """The gate in front of Django: scores are admitted (`admission.py`) or refused before anything else is done for them.
 
-Refused is what nothing has been done for: its key was not looked up, its body not read. Everything that is not under
-`/v1/scores` passes: health and metrics, because who watches must see an overloaded process; the admin and the other
-addresses of the API, because operators must be able to act on it.
+Refused is what nothing has been done for: its key was not looked up, its body not read. What is no score and has no
+body passes: health and metrics, because who watches must see an overloaded process; the admin and the other addresses
+of the API, because operators must be able to act on it.
+
+A batch takes many times as long as a score. So batches have no more than some of the places for scores: the others are
+left to single scores, which would hardly get one among many batches.
+
+Whatever else comes with a body has a few places of its own. A body is read by the thread of its request, and the server
+waits for a slow client without a limit: without places those would take all threads, and nobody would be answered.
 
 In overload most requests are refused, on the processors that the others are scored on: what a refusal says is made
 beforehand, but for the request's id.
@@ -15,11 +21,13 @@ from typing import Any, Final
 
 import msgspec
 from django.http import HttpResponse
+from django.urls import Resolver404, resolve
 
 from mlserve.api.admission import Admission, Refusal, Visit
 from mlserve.api.problems import CONTENT_TYPE, TYPE_PREFIX, Problem
 from mlserve.errors import STATUS_OF, TITLE_OF, ErrorCode
 from mlserve.observability.metrics import ADMISSION_REFUSED, ADMISSION_WAIT
+from mlserve.observability.middleware import count_request, route_of
 from mlserve.observability.request_id import assign_request_id
 
 Environ = dict[str, Any]
@@ -27,6 +35,7 @@ StartResponse = Callable[..., Any]
 Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 GATED: Final = "/v1/scores"
+_BATCH: Final = f"{GATED}/batch"
 RETRY_AFTER_S: Final = (1, 4)
 """From and to: all who are refused at one moment must not come back at one moment."""
 _WAITED_S: Final = 0.0001
@@ -34,7 +43,7 @@ _WAITED_S: Final = 0.0001
 _CODE: Final = ErrorCode.OVERLOADED
 _STATUS: Final = f"{int(STATUS_OF[_CODE])} {STATUS_OF[_CODE].phrase}"
 _DETAIL: Final = {
-    Refusal.FULL: "As many scores wait here as may; nothing was done for this one. Send it again later.",
+    Refusal.FULL: "As many requests wait here as may; nothing was done for this one. Send it again later.",
     Refusal.LATE: "No place became free in time; nothing was done for this one. Send it again later.",
 }
 _HEADERS: Final = [
@@ -54,25 +63,41 @@ _REQUEST_ID: Final = "\0"
 class Gate:
     """A WSGI application around another one."""
 
-    def __init__(self, application: Application, admission: Admission) -> None:
+    def __init__(
+        self, application: Application, *, scores: Admission, batches: Admission, other_bodies: Admission
+    ) -> None:
         self._application = application
-        self._admission = admission
+        self._scores = (scores,)
+        self._batches = (batches, scores)
+        self._other_bodies = (other_bodies,)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if not environ.get("PATH_INFO", "").startswith(GATED):
+        wanted = self._wanted(environ)
+        if not wanted:
             return self._application(environ, start_response)
         arrived = perf_counter()
-        refusal = self._admission.enter()
-        if refusal is not None:
-            return _refuse(environ, start_response, refusal)
-        visit = Visit(self._admission)
+        visit = Visit()
         try:
+            for admission in wanted:
+                refusal = visit.enter(admission)
+                if refusal is not None:
+                    _count(environ, perf_counter() - arrived)
+                    return _refuse(environ, start_response, refusal)
             waited_s = perf_counter() - arrived
             if waited_s > _WAITED_S:
                 ADMISSION_WAIT.observe(waited_s)
             return _finished(self._application(environ, start_response))
         finally:
             visit.leave()
+
+    def _wanted(self, environ: Environ) -> tuple[Admission, ...]:
+        """Where a place is needed, in this order, so that nobody waits for somebody who waits for him."""
+        path = environ.get("PATH_INFO", "")
+        if path.startswith(GATED):
+            return self._batches if path == _BATCH else self._scores
+        if environ.get("CONTENT_LENGTH", "0") in ("", "0"):  # nothing that comes in chunks is read
+            return ()
+        return self._other_bodies
 
 
 def _finished(response: Iterable[bytes]) -> Iterable[bytes]:
@@ -86,6 +111,21 @@ def _finished(response: Iterable[bytes]) -> Iterable[bytes]:
     body = response.content
     response.close()
     return [body]
+
+
+def _count(environ: Environ, elapsed_s: float) -> None:
+    """As the middleware would have."""
+    method, status = environ.get("REQUEST_METHOD", ""), int(STATUS_OF[_CODE])
+    count_request(route=_route_of(environ["PATH_INFO"]), method=method, status=status, elapsed_s=elapsed_s)
+
+
+def _route_of(path: str) -> str:
+    if path == GATED:  # the most, in overload
+        return path
+    try:
+        return route_of(path, resolve(path))
+    except Resolver404:
+        return route_of(path, None)
 
 
 class _Meta:

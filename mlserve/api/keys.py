@@ -92,6 +92,21 @@ def set_limit(record: ApiKey, *, rate_per_s: int | None, burst: int | None) -> N
     record.refresh_from_db()
 
 
+def widen_scopes(*, key: str, name: str, scopes: Collection[str]) -> list[str]:
+    """Adds the scopes that the given key lacks, if it is known by that name and was not revoked. Which were added.
+
+    Every process obeys within `lookup.FRESH_FOR_S`.
+    """
+    with transaction.atomic():
+        known = ApiKey.objects.select_for_update().filter(digest=digest_of(key.encode()), name=name, revoked_at=None)
+        record = known.first()
+        added = [] if record is None else [scope for scope in scopes if scope not in record.scopes]
+        if record is not None and added:
+            record.scopes = [scope for scope in ApiKey.Scope.values if scope in {*record.scopes, *added}]
+            record.save(update_fields=["scopes"])
+    return added
+
+
 def _wrong_limit(rate_per_s: int | None, burst: int | None) -> list[FieldError]:
     errors = []
     if rate_per_s is not None and not 0 <= rate_per_s <= MOST_PER_S:

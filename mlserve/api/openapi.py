@@ -44,6 +44,30 @@ VERSION_ANSWERED: Final = OpenApiParameter(
     description="Opaque: names the versions that this answer knew, a recorded transaction's own included.",
 )
 
+LIMIT_HEADERS: Final[dict[str, Any]] = {
+    "RateLimit": {
+        "description": "To keys with a limit: units that are left (`r`), and the seconds until there is more (`t`).",
+        "schema": {"type": "string", "pattern": r'^"key";r=\d+;t=\d+$'},
+        "example": '"key";r=37;t=1',
+    },
+    "RateLimit-Policy": {
+        "description": "To keys with a limit: most units at once (`q`), and the seconds that fill none up (`w`).",
+        "schema": {"type": "string", "pattern": r'^"key";q=\d+;w=\d+$'},
+        "example": '"key";q=50;w=5',
+    },
+    "Retry-After": {
+        "description": "Seconds, where another try can help.",
+        "schema": {"type": "integer", "minimum": 1},
+        "example": 2,
+    },
+}
+_UNCHARGED: Final = {
+    str(int(STATUS_OF[code]))
+    for code in (ErrorCode.UNAUTHENTICATED, ErrorCode.FORBIDDEN, ErrorCode.NOT_ACCEPTABLE, ErrorCode.INTERNAL)
+}
+"""Of answers that nothing was taken from a key for, and of those that Django makes."""
+_PASSING: Final = {str(int(STATUS_OF[code])) for code in (ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED)}
+
 
 def schema_of(type_: Any) -> dict[str, Any]:
     """A JSON schema of a msgspec-encodable type, made of references; what they refer to joins the document."""
@@ -80,15 +104,32 @@ def problems(*codes: ErrorCode) -> Responses:
 
 
 def add_components(result: dict[str, Any], generator: object, request: object, public: bool) -> dict[str, Any]:
-    """drf-spectacular's post-processing hook: adds what `schema_of` collected, and that no body may be left out."""
+    """drf-spectacular's post-processing hook.
+
+    Adds what `schema_of` collected, that no body may be left out, and which answers say when to come again.
+    """
     for path in result["paths"].values():
         for operation in path.values():
             if "requestBody" in operation:
                 operation["requestBody"]["required"] = True
+            _describe_limits(operation["responses"])
+    result.setdefault("components", {})["headers"] = LIMIT_HEADERS
     schemas: dict[str, Any] = result.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(_components)
     result["components"]["schemas"] = dict(sorted(schemas.items()))
     return result
+
+
+def _describe_limits(responses: dict[str, Any]) -> None:
+    """Every answer after a key was charged says what the key has left; the refusals that pass say when."""
+    keyed = str(int(STATUS_OF[ErrorCode.RATE_LIMITED])) in responses
+    for status, response in responses.items():
+        names = [name for name in ("RateLimit", "RateLimit-Policy") if keyed and status not in _UNCHARGED]
+        if status in _PASSING:
+            names.append("Retry-After")
+        if names:
+            headers = response.setdefault("headers", {})
+            headers.update({name: {"$ref": f"#/components/headers/{name}"} for name in names})
 
 
 def request_body(type_: Any) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import structlog
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
-from django.views import defaults
+from django.views import csrf, defaults
 from rest_framework import exceptions
 from rest_framework.request import Request
 
@@ -139,6 +139,13 @@ def permission_denied(request: HttpRequest, exception: Exception) -> HttpRespons
     if request.path_info.startswith(_PAGES):
         return defaults.permission_denied(request, exception)
     return problem_response(request, ErrorCode.FORBIDDEN, "This is not allowed.")
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """Django's `CSRF_FAILURE_VIEW`: also for what is posted to an address that is only there to be looked at."""
+    if request.path_info.startswith(_PAGES):
+        return csrf.csrf_failure(request, reason)
+    return problem_response(request, ErrorCode.FORBIDDEN, "This is not allowed here.")
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:

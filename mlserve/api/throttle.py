@@ -2,7 +2,8 @@
 
 The header fields are those of draft-ietf-httpapi-ratelimit-headers-10, as Structured Fields (RFC 9651):
 `RateLimit-Policy` says the burst (`q`) and in how many seconds an empty bucket is full (`w`); `RateLimit` what is left
-(`r`) and the seconds until it is full (`t`). What is left is what this process knows of it, in whole units.
+(`r`) and the seconds until there is more (`t`; until all is there, in drafts before this one). `Retry-After` is never
+less than `t`, as the draft asks. What is left is what this process knows of it, in whole units.
 """
 
 import os
@@ -62,7 +63,7 @@ def add_headers(request: Request, response: HttpResponse) -> None:
     if charged is not None:
         limit, taken = charged
         response.headers["RateLimit-Policy"] = f'"{_POLICY}";q={limit.burst};w={ceil(limit.burst / limit.per_s)}'
-        response.headers["RateLimit"] = f'"{_POLICY}";r={taken.remaining};t={ceil(taken.full_in_s)}'
+        response.headers["RateLimit"] = f'"{_POLICY}";r={taken.remaining};t={ceil(taken.more_in_s)}'
 
 
 def _refusal(limit: Limit, taken: Taken, units: int) -> RateLimited:

@@ -58,6 +58,7 @@ MIDDLEWARE = [
 ROOT_URLCONF = "mlserve.urls"
 WSGI_APPLICATION = "mlserve.wsgi.application"
 APPEND_SLASH = False
+CSRF_FAILURE_VIEW = "mlserve.api.problems.csrf_failure"
 TEMPLATES: list[dict[str, Any]] = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -109,8 +110,16 @@ CACHES: dict[str, Any] = {
 }
 
 API_KEY = env.API_KEY
+WEB_THREADS = env.WEB_THREADS
 SCORES_AT_ONCE = env.SCORES_AT_ONCE
 SCORES_WAITING = env.SCORES_WAITING
+# Batches get half of the places for scores. Of the threads that scores leave, one part each may wait for such a place,
+# work on whatever else has a body, and wait for that; the fourth refuses and answers the rest.
+_part = max(0, WEB_THREADS - SCORES_AT_ONCE - SCORES_WAITING) // 4
+BATCHES_AT_ONCE = max(1, SCORES_AT_ONCE // 2)
+BATCHES_WAITING = _part
+OTHER_BODIES_AT_ONCE = max(1, _part)
+OTHER_BODIES_WAITING = _part
 RATE_LIMIT_PER_S = env.RATE_LIMIT_PER_S
 RATE_LIMIT_BURST = env.RATE_LIMIT_BURST
 

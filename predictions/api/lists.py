@@ -17,11 +17,15 @@ class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One item's end: `answer` with status 200, else `problem`. `replayed`: it was scored before."""
+    """One item's end: `answer` with status 200, else `problem`. `replayed`: it was scored before.
+
+    `data_version`: what a call of its own would have in `X-Data-Version`.
+    """
 
     status: int
     replayed: bool = False
     answer: ScoreResponse | None = None
+    data_version: str | None = None
     problem: Problem | None = None
 
 

@@ -65,10 +65,16 @@ _EXPLAINED: Final[dict[str, Any]] = {
     ],
     "trace": [{"tier": "l2", "asked": 6, "hit": 6, "ms": 0.31}],
 }
+_VERSION: Final = "b3BhcXVlLCBhcyBYLURhdGEtVmVyc2lvbiBpcw"
 _BATCH: Final[dict[str, Any]] = {
     "results": [
-        {"status": 200, "answer": _RESPONSE},
-        {"status": 200, "replayed": True, "answer": {**_RESPONSE, "transaction_id": "example-3"}},
+        {"status": 200, "answer": _RESPONSE, "data_version": _VERSION},
+        {
+            "status": 200,
+            "replayed": True,
+            "answer": {**_RESPONSE, "transaction_id": "example-3"},
+            "data_version": _VERSION,
+        },
         {
             "status": 422,
             "problem": {
@@ -135,6 +141,8 @@ _OPTIONS: Final = [
         description="Stores nothing, fills nothing, counts nothing.",
     ),
 ]
+_BODIED: Final = (ErrorCode.LENGTH_REQUIRED, ErrorCode.BODY_TOO_LARGE, ErrorCode.UNSUPPORTED_MEDIA_TYPE)
+"""What any view that takes in a body may answer."""
 
 describe_score = extend_schema(
     operation_id="score",
@@ -150,11 +158,8 @@ describe_score = extend_schema(
         **answer(ScoreResponse, "The score and its decision", example=_RESPONSE),
         **problems(
             *KEYED,
-            ErrorCode.INVALID_PARAMETER,
+            *_BODIED,
             ErrorCode.TRANSACTION_CONFLICT,
-            ErrorCode.LENGTH_REQUIRED,
-            ErrorCode.BODY_TOO_LARGE,
-            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
             ErrorCode.INVALID_FIELDS,
             ErrorCode.NO_ACTIVE_MODEL,
             ErrorCode.FEATURES_UNAVAILABLE,
@@ -179,11 +184,9 @@ describe_score_batch = extend_schema(
         **answer(BatchResponse, "A result for each transaction, in their order", example=_BATCH),
         **problems(
             *KEYED,
-            ErrorCode.INVALID_PARAMETER,
-            ErrorCode.LENGTH_REQUIRED,
-            ErrorCode.BODY_TOO_LARGE,
-            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            *_BODIED,
             ErrorCode.NO_ACTIVE_MODEL,
+            ErrorCode.OVERLOADED,
         ),
     },
 )
@@ -194,7 +197,7 @@ describe_stored_score = extend_schema(
     parameters=[_TRANSACTION_ID],
     responses={
         **answer(ScoreResponse, "As it was given, with features and trace", example=_EXPLAINED),
-        **problems(*KEYED, ErrorCode.INVALID_PARAMETER, ErrorCode.NOT_FOUND, ErrorCode.OVERLOADED),
+        **problems(*KEYED, ErrorCode.NOT_FOUND, ErrorCode.OVERLOADED),
     },
 )
 describe_labels = extend_schema(
@@ -216,13 +219,7 @@ describe_labels = extend_schema(
     ],
     responses={
         **answer(LabelsResponse, "A result for each label, in their order", example=_LABELS),
-        **problems(
-            *KEYED,
-            ErrorCode.INVALID_PARAMETER,
-            ErrorCode.LENGTH_REQUIRED,
-            ErrorCode.BODY_TOO_LARGE,
-            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
-        ),
+        **problems(*KEYED, *_BODIED, ErrorCode.OVERLOADED),
     },
 )
 describe_models = extend_schema(

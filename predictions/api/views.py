@@ -86,7 +86,8 @@ class ScoreBatchView(_ScoringView):
         """Scores up to 100 transactions as `POST /v1/scores` scores one, in far less time than one by one.
 
         Each result says what a call of its own would have: its status with the answer, or with the problem. One that is
-        wrong harms no other. Of one customer's transactions a later one has the earlier ones in its windows.
+        wrong harms no other. Of one customer's transactions a later one has the earlier ones in its windows. The
+        `X-Data-Version` of each stands in its result, since the header could not hold all of them.
         """
         body = read_json_body(request)
         now = datetime.now(UTC)
@@ -102,7 +103,12 @@ class ScoreBatchView(_ScoringView):
         results = [
             BatchResult(status=int(STATUS_OF[item.code]), problem=problem_of_item(request, item))
             if isinstance(item, MlserveError)
-            else BatchResult(status=200, answer=item.response, replayed=item.replayed)
+            else BatchResult(
+                status=200,
+                answer=item.response,
+                replayed=item.replayed,
+                data_version=data_version.token_of(item.versions),
+            )
             for item in scored.items
         ]
         headers = {"Server-Timing": _server_timing(scored.server_timing)}

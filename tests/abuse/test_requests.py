@@ -2,6 +2,9 @@
 
 import json
 import re
+import socket
+from collections import Counter
+from contextlib import suppress
 from datetime import datetime
 
 import pytest
@@ -50,6 +53,14 @@ def test_a_wrong_method(service: WebProcess, method: str) -> None:
     refused.problem("method_not_allowed")
     assert refused.headers["allow"] == "GET, HEAD"
     request(service.port, f"{method} /v1/nothing", KEY).problem("not_found")
+
+
+@pytest.mark.parametrize("line", ["POST /", "DELETE /favicon.ico", "BREW /", "CONNECT 127.0.0.1:80"])
+def test_what_is_sent_to_where_only_pages_lead(service: WebProcess, line: str) -> None:
+    """A problem as everywhere; only the admin's own forms get a page."""
+    request(service.port, line, KEY).problem("forbidden")
+    page = request(service.port, "POST /admin/login/", "Content-Length: 1", body=b"x")
+    assert (page.status, page.headers["content-type"]) == (403, "text/html; charset=utf-8")
 
 
 @pytest.mark.parametrize(
@@ -156,6 +167,58 @@ def test_a_body_that_is_longer_than_it_says(service: WebProcess) -> None:
     """What lies beyond its length is not read as part of it."""
     headers = (KEY, JSON, "Content-Length: 2")
     request(service.port, "POST /v1/scores", *headers, body=b"{}" + b"x" * 1000).problem("invalid_fields")
+
+
+def test_every_refusal_is_counted(service: WebProcess) -> None:
+    """Under its route, and its status: whether Django, REST framework or the decoder refuses it."""
+
+    def counted() -> Counter[tuple[str, str, str]]:
+        exposed = request(service.port, "GET /metrics").body.decode()
+        form = r'mlserve_http_requests_total{method="(\w+)",route="([^"]+)",status="(\d+)"} (\S+)'
+        return Counter(
+            {(method, route, status): int(float(n)) for method, route, status, n in re.findall(form, exposed)}
+        )
+
+    before, refused = counted(), Counter[tuple[str, str, str]]()
+    deep, digits = b'{"a":' + b"[" * 17 + b"]" * 17 + b"}", b'{"amount":' + b"1" * 5_000 + b"}"
+    for body in (
+        deep,
+        digits,
+        b'{"amount":NaN}',
+        b'{"amount":1e400}',
+        b'{"a":1,"a":2}',
+        b'"\xff"',
+        b"[" * 90_000,
+        b"{}",
+    ):
+        refused["POST", "/v1/scores", str(post(service.port, body).status)] += 1
+    for line, *headers in (
+        ("POST /v1/scores", KEY, JSON, f"Content-Length: {MAX_BODY_BYTES + 1}"),
+        ("POST /v1/scores", KEY, JSON, "Transfer-Encoding: chunked"),
+        ("POST /v1/scores", KEY, "Content-Type: text/plain", "Content-Length: 0"),
+        ("POST /v1/scores", JSON),
+        ("BREW /v1/scores", KEY),
+        ("GET /v1/scores/%00", KEY),
+        ("GET /v1/nothing", KEY),
+        ("GET /v1/models", KEY, "Host: elsewhere.example"),
+    ):
+        status = request(service.port, line, *headers).status
+        method, path = line.split()
+        route = {"/v1/scores/%00": "/v1/scores/{transaction_id}", "/v1/nothing": "unmatched"}.get(path, path)
+        route = "unmatched" if "Host: elsewhere.example" in headers else route
+        refused["other" if method == "BREW" else method, route, str(status)] += 1
+    assert all(status.startswith("4") for _, _, status in refused)
+    rest = counted() - before
+    assert refused <= rest
+    assert set(rest - refused) == {("GET", "/metrics", "200")}
+
+
+def test_http_2_is_not_spoken(service: WebProcess) -> None:
+    """Its preface ends the connection: a request of it could come among hundreds on one connection."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        with suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
 
 
 def test_pointers_name_the_fields(service: WebProcess) -> None:

@@ -1,5 +1,6 @@
 """Who is admitted, who waits and for how long, who is refused."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterable
@@ -8,9 +9,12 @@ from functools import partial
 from typing import Any
 
 import pytest
+from django.urls import Resolver404, resolve
 
 from mlserve.api.admission import INTERVAL_S, TARGET_S, Admission, Refusal, Visit, step_aside
 from mlserve.api.gate import RETRY_AFTER_S, Environ, Gate, StartResponse
+from mlserve.observability.metrics import HTTP_LATENCY, HTTP_REQUESTS
+from mlserve.observability.middleware import route_of
 from tests.fixtures.clock import ManualClock
 from tests.fixtures.waiting import until
 
@@ -167,6 +171,14 @@ class _Inner:
         return [b"inner"]
 
 
+def _gate(inner: _Inner, clock: ManualClock, **places: Admission) -> Gate:
+    """With one place for each kind that is not given."""
+    kinds = ("scores", "batches", "other_bodies")
+    return Gate(
+        inner, **{kind: places.get(kind) or Admission(at_once=1, most_waiting=0, clock=clock) for kind in kinds}
+    )
+
+
 def _call(gate: Gate, path: str, **environ: str) -> tuple[str, dict[str, str], bytes]:
     said: list[Any] = []
     body = b"".join(gate({"PATH_INFO": path, **environ}, lambda status, headers: said.extend([status, headers])))
@@ -190,7 +202,7 @@ def test_only_scores_are_gated(clock: ManualClock, path: str, gated: bool) -> No
     """All else passes, however full it is."""
     admission = Admission(at_once=1, most_waiting=0, clock=clock)
     inner = _Inner(admission)
-    gate = Gate(inner, admission)
+    gate = _gate(inner, clock, scores=admission)
     assert _call(gate, path)[0] == "200 OK"
     assert inner.seen == [(path, 1 if gated else 0)]
     admission.enter()
@@ -198,12 +210,50 @@ def test_only_scores_are_gated(clock: ManualClock, path: str, gated: bool) -> No
     assert len(inner.seen) == (1 if gated else 2)
 
 
+@pytest.mark.parametrize(
+    ("path", "length", "place"),
+    [
+        ("/v1/scores", "2", "scores"),
+        ("/v1/scores", "", "scores"),
+        ("/v1/labels", "2", "bodies"),
+        ("/admin/login/", "2", "bodies"),
+        ("/healthz/live", "0", ""),
+        ("/admin/login/", "", ""),
+    ],
+)
+def test_other_bodies_have_places_of_their_own(clock: ManualClock, path: str, length: str, place: str) -> None:
+    """Neither takes one of the other's, and each is full by itself."""
+    places = {name: Admission(at_once=1, most_waiting=0, clock=clock) for name in ("scores", "bodies")}
+    gate = _gate(_Inner(places["scores"]), clock, scores=places["scores"], other_bodies=places["bodies"])
+    for full in places:
+        places[full].enter()
+        expected = "503 Service Unavailable" if full == place else "200 OK"
+        assert _call(gate, path, CONTENT_LENGTH=length)[0] == expected
+        places[full].leave()
+    assert [each.under_way for each in places.values()] == [0, 0]
+
+
+def test_batches_leave_places_to_single_scores(clock: ManualClock) -> None:
+    """A batch needs one of its own places and one of those for scores, and gives back both, however it ends."""
+    scores, batches = (Admission(at_once=size, most_waiting=0, clock=clock) for size in (2, 1))
+    gate = _gate(_Inner(scores), clock, scores=scores, batches=batches)
+    assert _call(gate, "/v1/scores/batch")[0] == "200 OK"
+    batches.enter()
+    assert _call(gate, "/v1/scores/batch")[0] == "503 Service Unavailable"
+    assert _call(gate, "/v1/scores")[0] == "200 OK"
+    batches.leave()
+    scores.enter()
+    scores.enter()
+    assert _call(gate, "/v1/scores/batch")[0] == "503 Service Unavailable"
+    assert (scores.under_way, batches.under_way) == (2, 0)
+
+
 def test_a_refusal_is_a_problem_like_any_other(clock: ManualClock) -> None:
     """With a request id, and seconds to wait that differ from client to client."""
     import json
 
     admission = Admission(at_once=1, most_waiting=0, clock=clock)
-    gate = Gate(_Inner(admission), admission)
+    gate = _gate(_Inner(admission), clock, scores=admission, other_bodies=admission)
     admission.enter()
     status, headers, body = _call(gate, "/v1/scores", HTTP_REQUEST_ID="mine-1")
     problem = json.loads(body)
@@ -216,10 +266,39 @@ def test_a_refusal_is_a_problem_like_any_other(clock: ManualClock) -> None:
     assert waits == set(range(RETRY_AFTER_S[0], RETRY_AFTER_S[1] + 1))
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "BREW"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/scores",
+        "/v1/scores/batch",
+        "/v1/scores/t-1",
+        "/v1/scores/",
+        "/v1/scores/a/b",
+        "/v1/scoresheet",
+        "/v1/labels",
+    ],
+)
+def test_a_refusal_is_counted_as_a_request(clock: ManualClock, path: str, method: str) -> None:
+    """Under the route and the method that it has for all others."""
+    admission = Admission(at_once=1, most_waiting=0, clock=clock)
+    gate = _gate(_Inner(admission), clock, scores=admission, other_bodies=admission)
+    admission.enter()
+    match = None
+    with contextlib.suppress(Resolver404):
+        match = resolve(path)
+    route, shown = route_of(path, match), method if method != "BREW" else "other"
+    counter, timer = HTTP_REQUESTS.labels(route, shown, "503"), HTTP_LATENCY.labels(route)
+    before = counter._value.get(), timer._sum.get()
+    assert _call(gate, path, REQUEST_METHOD=method, CONTENT_LENGTH="9")[0] == "503 Service Unavailable"
+    assert counter._value.get() == before[0] + 1
+    assert timer._sum.get() > before[1]
+
+
 def test_a_request_that_fails_leaves_its_place(clock: ManualClock) -> None:
     """Whatever it fails with."""
     admission = Admission(at_once=1, most_waiting=0, clock=clock)
-    gate = Gate(_Inner(admission, error=RuntimeError("no")), admission)
+    gate = _gate(_Inner(admission, error=RuntimeError("no")), clock, scores=admission)
     for _ in range(3):
         with pytest.raises(RuntimeError):
             _call(gate, "/v1/scores")
@@ -249,8 +328,8 @@ def test_who_waits_for_a_place_gets_the_one_of_who_steps_aside(
     monkeypatch.setattr("mlserve.api.admission.INTERVAL_S", _PATIENT_S)
     visits = []
     for _ in range(2):
-        assert admission.enter() is None
-        visits.append(Visit(admission))
+        visits.append(Visit())
+        assert visits[-1].enter(admission) is None
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(admission.enter)
         until(lambda: admission.waiting == 1)

@@ -205,6 +205,23 @@ def test_units_are_taken_all_or_none(two: list[Process], redis_client: redis.Red
     assert not never.allowed and never.retry_after_s == float("inf")
 
 
+def test_the_next_unit_is_promised_no_later_than_what_was_asked_for(
+    two: list[Process], redis_client: redis.Redis, valkey_cache: ServerHandle, clock: ManualClock
+) -> None:
+    """So that no answer says: come again before there is more. With Valkey and without it."""
+    one, other = two
+    assert other.take(LARGE, 10)
+    first = one.allowances.take(KEY, LARGE, units=10)
+    assert first.allowed and 0 < first.more_in_s <= 1 / LARGE.per_s
+    told = [one.allowances.take(KEY, LARGE, units=80)]
+    valkey_cache.freeze()
+    clock.advance(60)
+    assert one.take(LARGE, 79)  # more than its share: a debt
+    told += [one.allowances.take(KEY, LARGE, units=units) for units in (1, 80)]
+    assert [each.allowed for each in told] == [False] * 3
+    assert all(0 < each.more_in_s <= each.retry_after_s for each in told)
+
+
 def test_what_was_at_hand_stays_at_hand_if_the_rest_is_refused(two: list[Process], redis_client: redis.Redis) -> None:
     """And Valkey knows of it."""
     one, other = two

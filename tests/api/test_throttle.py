@@ -1,5 +1,6 @@
 """Limits over HTTP: what a client is told, and that one without a limit is told and charged nothing."""
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_client_is_told_what_it_has_left(limited: Callable[..., Client]) -> No
     assert first.headers["RateLimit"] == '"key";r=9;t=1'
     wrong = client.get("/v1/models?no=1")
     assert wrong.status_code == 400
-    assert wrong.headers["RateLimit"] == '"key";r=8;t=2'
+    assert wrong.headers["RateLimit"] == '"key";r=8;t=1'
 
 
 def test_a_client_beyond_its_limit_is_refused(limited: Callable[..., Client]) -> None:
@@ -57,7 +58,7 @@ def test_a_client_beyond_its_limit_is_refused(limited: Callable[..., Client]) ->
     assert refused.headers["Content-Type"] == "application/problem+json"
     assert refused.json()["code"] == "rate_limited"
     assert refused.headers["Retry-After"] == "1"
-    assert refused.headers["RateLimit"] == '"key";r=0;t=2'
+    assert refused.headers["RateLimit"] == '"key";r=0;t=1'
     assert _count("refused") == before + 1
 
 
@@ -80,6 +81,24 @@ def test_who_may_not_is_not_charged(limited: Callable[..., Client]) -> None:
     """A key without the scope is told so, however often."""
     client = limited(1, 1, "debug")
     assert [client.get("/v1/models").status_code for _ in range(3)] == [403] * 3
+
+
+def test_the_document_has_the_fields(limited: Callable[..., Client]) -> None:
+    """Of a form that what is sent has, on each status that a charged key gets, and on no other."""
+    client = limited(1, 2)
+    document = client.get("/openapi.json").json()
+    described = document["paths"]["/v1/models"]["get"]["responses"]
+    forms = document["components"]["headers"]
+    for path, status in [("/v1/models", 200), ("/v1/models?no=1", 400), ("/v1/models", 429)]:
+        answered = client.get(path)
+        assert answered.status_code == status
+        for name, form in forms.items():
+            assert (name in answered.headers) == (name in described[str(status)]["headers"])
+            if name in answered.headers and "pattern" in form["schema"]:
+                assert re.fullmatch(form["schema"]["pattern"], answered.headers[name])
+    assert not [status for status in ("401", "403", "406", "500") if "headers" in described[status]]
+    assert set(described["503"]["headers"]) == set(forms)
+    assert set(document["paths"]["/healthz/ready"]["get"]["responses"]["503"]["headers"]) == {"Retry-After"}
 
 
 def _request(limit: Limit | None) -> Request:

@@ -52,6 +52,26 @@ def test_cache_and_broker_on_one_redis_are_refused(cache: str, broker: str, refu
         assert ("mlserve.E001" in _ids()) is refused
 
 
+@pytest.mark.parametrize(
+    ("threads", "at_once", "waiting", "found"),
+    [
+        (16, 4, 8, False),
+        (16, 4, 11, False),
+        (16, 4, 12, True),
+        (16, 16, 0, True),
+        (8, 2, 4, False),
+        (4, 4, 0, False),
+        (4, 5, 0, True),
+        (4, 2, 2, True),
+        (1, 1, 0, False),
+    ],
+)
+def test_scores_must_leave_a_thread(threads: int, at_once: int, waiting: int, found: bool) -> None:
+    """W007: to refuse, and to answer what is no score."""
+    with override_settings(WEB_THREADS=threads, SCORES_AT_ONCE=at_once, SCORES_WAITING=waiting):
+        assert ("mlserve.W007" in _ids()) is found
+
+
 def test_the_message_names_the_setting_and_not_the_password() -> None:
     """The hint says what to set; the URL's password stays out of logs."""
     with _urls(cache=CACHE, broker=CACHE):

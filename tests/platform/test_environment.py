@@ -68,6 +68,11 @@ def test_production_names_everything_that_is_missing() -> None:
 )
 def test_places_for_scores_follow_from_the_threads(threads: str, at_once: int, waiting: int) -> None:
     """With what is left over, somebody can refuse and answer what is no score; few threads all work."""
-    shown = _show("print(local.env.SCORES_AT_ONCE, local.env.SCORES_WAITING)", GRANIAN_BLOCKING_THREADS=threads)
-    assert shown.split() == [str(at_once), str(waiting)]
+    found = "django.setup(); from mlserve.checks import check_threads_left; print(check_threads_left())"
+    shown = _show(
+        f"import django; print(local.env.SCORES_AT_ONCE, local.env.SCORES_WAITING); {found}",
+        GRANIAN_BLOCKING_THREADS=threads,
+        DJANGO_SETTINGS_MODULE="mlserve.settings.local",
+    )
+    assert shown.split() == [str(at_once), str(waiting), "[]"]
     assert int(threads) == 1 or at_once + waiting < int(threads) or waiting == 0

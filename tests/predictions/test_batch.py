@@ -385,6 +385,34 @@ def test_what_the_client_has_seen_is_asked_for(world: World) -> None:
     assert refused.status_code == 400
 
 
+def test_each_result_names_what_it_knew(world: World) -> None:
+    """As the header of a single call does: the next call with that token has the transaction, whatever copies say."""
+    customer = world.newcomer()
+    own = [world.request(customer_id=customer), world.request(customer_id=customer)]
+    wrong = world.request(customer_id=customer, amount=-1)
+    first, second, refused = post(world, [*own, wrong])
+    world.settle()
+    written = FeatureRow.objects.get(group="customer_activity", entity_id=customer).version
+    key = Key("customer", customer, "customer_activity")
+    for result in (first, second):
+        assert data_version.read_header(result["data_version"])[key] == written
+    assert "data_version" not in refused
+    (again,) = post(world, own[:1])
+    assert again["replayed"] and data_version.read_header(again["data_version"])[key] >= written
+
+
+def test_a_dry_run_names_what_a_single_dry_run_does(world: World) -> None:
+    """What was read, of both its entities, and nothing of the other items."""
+    requests = some(world, 3)
+    single = [
+        world.client.post("/v1/scores?dry_run=true", json.dumps(each), content_type="application/json")
+        for each in requests
+    ]
+    for result, alone in zip(post(world, requests, "dry_run=true"), single, strict=True):
+        versions = data_version.read_header(result["data_version"])
+        assert versions and versions == data_version.read_header(alone.headers["X-Data-Version"])
+
+
 def test_a_transaction_may_be_called_batch(world: World) -> None:
     """Its score is found under its address all the same."""
     world.post(world.request(transaction_id="batch"))

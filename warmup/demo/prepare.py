@@ -14,11 +14,12 @@ from django.db.models import Min
 from features.definitions import BUILT_GROUPS, GROUPS
 from features.models import FeatureRow, Transaction, TtlPolicy
 from features.policies import policies_in_force
-from mlserve.api.keys import KeyRefused, issue_key
+from mlserve.api.keys import KeyRefused, issue_key, widen_scopes
 from mlserve.api.models import ApiKey
 from predictions.models import Activation
 from warmup.demo.place import DemoPlace, DemoRefused
 
+KEY_NAME = "demo"
 KEY_SCOPES = tuple(ApiKey.Scope)
 ADMIN_NAME = "admin"
 LOADING = "loading"
@@ -36,26 +37,30 @@ def collect_static() -> None:
     call_command("collectstatic", interactive=False, verbosity=0)
 
 
-def ensure_api_key(place: DemoPlace, *, wanted: str) -> str:
-    """A valid key with all scopes: the one wanted, else the one of the last run, else a new one.
+def ensure_api_key(place: DemoPlace, *, wanted: str) -> tuple[str, str]:
+    """A valid key with all scopes: the one wanted, else the one of the last run, else a new one. And a note, in words.
 
+    A key that an earlier version of the demo made gets the scopes that it lacks; one that somebody else made does not.
     Raises KeyRefused if the wanted one cannot be had.
     """
-    key = wanted
+    added: list[str] = []
+    key = wanted or place.secret("api_key")
+    if key:
+        added = widen_scopes(key=key, name=KEY_NAME, scopes=KEY_SCOPES)
     if wanted:
-        issue_key(name="demo", scopes=KEY_SCOPES, key=wanted)
+        issue_key(name=KEY_NAME, scopes=KEY_SCOPES, key=wanted)
     else:
-        key = _last_key(place) or issue_key(name="demo", scopes=KEY_SCOPES).key
+        key = _last_key(key) or issue_key(name=KEY_NAME, scopes=KEY_SCOPES).key
     place.remember_secret("api_key", key)
-    return key
+    note = f"API key and admin login; the demo's key may now also {', '.join(added)}" if added else ""
+    return key, note
 
 
-def _last_key(place: DemoPlace) -> str:
-    key = place.secret("api_key")
+def _last_key(key: str) -> str:
     if not key:
         return ""
     try:
-        issue_key(name="demo", scopes=KEY_SCOPES, key=key)
+        issue_key(name=KEY_NAME, scopes=KEY_SCOPES, key=key)
     except KeyRefused:
         return ""  # revoked meanwhile
     return key

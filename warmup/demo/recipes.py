@@ -16,6 +16,8 @@ WEB_THREADS = 16
 WEB_BACKLOG, WEB_CONNECTIONS = 1024, 512
 """Connections that wait to be accepted, and those that each worker accepts: their number is no measure of load, since
 most that are kept are idle, and a health check that is not accepted looks like a dead process."""
+WEB_HEAD_MS = 10_000
+"""For a request's head to come, and for the next one on a kept connection."""
 _WORKER_BUDGET_MS = 500
 """Nobody waits for a Celery worker or the relay: they give L2 more time to answer than a request does."""
 _WEB_STOP_S = 2
@@ -31,6 +33,7 @@ def web(*, port: int) -> Recipe:
         name="web",
         argv=[
             *(_PYTHON, *command.split()),
+            *("--http", "1", "--http1-header-read-timeout", str(WEB_HEAD_MS)),
             *("--backlog", str(WEB_BACKLOG), "--backpressure", str(WEB_CONNECTIONS), "--no-ws"),
             "--respawn-failed-workers",
             *("--workers-kill-timeout", str(_WEB_STOP_S)),

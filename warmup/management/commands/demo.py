@@ -139,8 +139,9 @@ def _prepare_access(place: DemoPlace, stages: Stages, options: dict[str, Any]) -
     """API key and admin password."""
     with stages.stage("database", "migrations"):
         prepare.migrate()
-    with stages.stage("access", "API key and admin login"):
-        api_key = prepare.ensure_api_key(place, wanted=options["api_key"] or settings.API_KEY)
+    with stages.stage("access", "API key and admin login") as stage:
+        api_key, note = prepare.ensure_api_key(place, wanted=options["api_key"] or settings.API_KEY)
+        stage.note = note or stage.note
         return api_key, prepare.ensure_admin(place)
 
 
