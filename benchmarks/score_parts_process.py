@@ -65,7 +65,7 @@ PARTS: Final = (
     Part(
         "version and timing headers",
         (
-            "predictions.scoring._versions_of",
+            "predictions.scoring.versions_seen",
             "mlserve.api.data_version.token_of",
             "predictions.api.views._server_timing",
         ),

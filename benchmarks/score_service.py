@@ -32,6 +32,8 @@ from mlserve.settings import env
 HOST = "127.0.0.1"
 THREADS = 4
 """Of the one web process that score at once: as in the demo."""
+COMMITTING = 2 * THREADS
+"""Connections where decisions are committed: as many scores again wait for that."""
 _START_S = 60.0
 _STOP_S = 10.0
 _LOCK = "SELECT pg_try_advisory_lock(hashtextextended('mlserve bench', 0))"

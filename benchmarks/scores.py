@@ -1,7 +1,7 @@
 """`score`: warm `POST /v1/scores` over HTTP, against an empty REST framework view on the same server.
 
-One granian process (WSGI) serves both, behind the same middleware; as many kept connections as it has threads ask as
-fast as they are answered. Twice: as a dry run, which is the scoring itself, and with the journal, which commits every
+One granian process (WSGI) serves both, behind the same middleware; a few kept connections ask as fast as they are
+answered. Twice: as a dry run, which is the scoring itself, and with the journal, which commits every
 decision to PostgreSQL before it is acknowledged.
 """
 
@@ -15,7 +15,7 @@ import msgspec
 from benchmarks.contest import BenchmarkFailed, Contest, Progress, Side
 from benchmarks.http_load import Connection, throughput
 from benchmarks.ratio import Compare, Target
-from benchmarks.score_service import HOST, THREADS, ScoreService, score_service
+from benchmarks.score_service import COMMITTING, HOST, THREADS, ScoreService, score_service
 
 _TARGET = Target(0.6)
 SCORES = "/v1/scores"
@@ -63,9 +63,11 @@ class Scores:
     def empty(self, _connection: int) -> bytes:
         return self._empty
 
-    def side(self, next_request: Callable[[int], bytes]) -> Side:
+    def side(self, next_request: Callable[[int], bytes], *, connections: int = THREADS) -> Side:
         def measure(seconds: float) -> float:
-            return throughput(HOST, self._service.port, connections=THREADS, seconds=seconds, next_request=next_request)
+            return throughput(
+                HOST, self._service.port, connections=connections, seconds=seconds, next_request=next_request
+            )
 
         return measure
 
@@ -94,18 +96,18 @@ def open_scores(progress: Progress) -> Iterator[list[Contest]]:
         yield [
             Contest(
                 name=name,
-                ours_is=f"POST {SCORES}{what}; granian, 1 process, {THREADS} threads, {THREADS} connections",
+                ours_is=f"POST {SCORES}{what}; granian, 1 process, {THREADS} scores at once, {connections} connections",
                 other_is="POST to an empty REST framework view without a key, same process, same middleware",
                 unit="requests/s",
                 compare=Compare.OURS_OVER_OTHER,
                 target=_TARGET,
-                ours=scores.side(next_request),
-                other=scores.side(scores.empty),
+                ours=scores.side(next_request, connections=connections),
+                other=scores.side(scores.empty, connections=connections),
                 prepare=scores.warm,
                 check=scores.check_warm,
             )
-            for name, what, next_request in (
-                ("score-dry-run", "?dry_run=true, warm", scores.dry_run),
-                ("score-journal", ", warm, each decision committed to PostgreSQL", scores.journaled),
+            for name, what, next_request, connections in (
+                ("score-dry-run", "?dry_run=true, warm", scores.dry_run, THREADS),
+                ("score-journal", ", warm, each decision committed to PostgreSQL", scores.journaled, COMMITTING),
             )
         ]

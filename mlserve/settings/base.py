@@ -113,13 +113,13 @@ API_KEY = env.API_KEY
 WEB_THREADS = env.WEB_THREADS
 SCORES_AT_ONCE = env.SCORES_AT_ONCE
 SCORES_WAITING = env.SCORES_WAITING
-# Batches get half of the places for scores. Of the threads that scores leave, one part each may wait for such a place,
-# work on whatever else has a body, and wait for that; the fourth refuses and answers the rest.
-_part = max(0, WEB_THREADS - SCORES_AT_ONCE - SCORES_WAITING) // 4
-BATCHES_AT_ONCE = max(1, SCORES_AT_ONCE // 2)
-BATCHES_WAITING = _part
-OTHER_BODIES_AT_ONCE = max(1, _part)
-OTHER_BODIES_WAITING = _part
+# Of the threads that scores leave, a third may wait for a place for batches, a third works on what else has a body, and a
+# fifth may wait for that; the rest answers what has none, and refuses. If none is left, nobody waits or is refused.
+_left = max(0, WEB_THREADS - SCORES_AT_ONCE - SCORES_WAITING)
+BATCHES_AT_ONCE = max(1, SCORES_AT_ONCE // 2) if _left else SCORES_AT_ONCE
+BATCHES_WAITING = _left // 3
+OTHER_BODIES_AT_ONCE = max(1, _left // 3) if _left else WEB_THREADS
+OTHER_BODIES_WAITING = _left // 5
 RATE_LIMIT_PER_S = env.RATE_LIMIT_PER_S
 RATE_LIMIT_BURST = env.RATE_LIMIT_BURST
 

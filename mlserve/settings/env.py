@@ -80,7 +80,7 @@ L1_MAX_ENTRIES: int = _env.int("MLSERVE_L1_MAX_ENTRIES", 100_000, validate=valid
 L1_MAX_BYTES: int = _env.int("MLSERVE_L1_MAX_BYTES", 256 * 1024 * 1024, validate=validate.Range(min=1024))
 
 WEB_THREADS: int = _env.int("GRANIAN_BLOCKING_THREADS", 16, validate=validate.Range(min=1, max=1000))
-"""granian's own variable: threads of each web process. Named here, because half of them may wait for a place."""
+"""granian's own variable: threads of each web process. Named here, because some of them may wait for a place."""
 _threads = WEB_THREADS or 1  # nothing yet if it is no number, which is said with all other mistakes below
 SCORES_AT_ONCE: int = _env.int(
     "MLSERVE_SCORES_AT_ONCE", max(min(4, _threads), _threads // 4), validate=validate.Range(min=1, max=1000)
@@ -88,10 +88,10 @@ SCORES_AT_ONCE: int = _env.int(
 """Scores that one process works on; by default a fourth of its threads, but four if there are so many."""
 _left_to_wait = max(0, _threads - (SCORES_AT_ONCE or 1) - _threads // 4)
 SCORES_WAITING: int = _env.int(
-    "MLSERVE_SCORES_WAITING", min(_threads // 2, _left_to_wait), validate=validate.Range(min=0, max=10_000)
+    "MLSERVE_SCORES_WAITING", min(_threads * 3 // 8, _left_to_wait), validate=validate.Range(min=0, max=10_000)
 )
-"""Scores that may wait for it; by default half of its threads, if a fourth is left over: that refuses, and answers what
-is no score. With four threads all work, and nobody is refused."""
+"""Scores that may wait, for that or for their commit; by default three of eight threads, if a fourth is left over: that
+answers what is no score, and refuses. With four threads all work, and nobody is refused."""
 RATE_LIMIT_PER_S: int = _env.int("MLSERVE_RATE_LIMIT_PER_S", 0, validate=validate.Range(min=0, max=1_000_000))
 """Requests a second of an API key that has no limit of its own; 0: as many as it likes."""
 RATE_LIMIT_BURST: int = _env.int("MLSERVE_RATE_LIMIT_BURST", 0, validate=validate.Range(min=0, max=1_000_000))
