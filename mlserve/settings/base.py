@@ -113,8 +113,8 @@ API_KEY = env.API_KEY
 WEB_THREADS = env.WEB_THREADS
 SCORES_AT_ONCE = env.SCORES_AT_ONCE
 SCORES_WAITING = env.SCORES_WAITING
-# Of the threads that scores leave, a third may wait for a place for batches, a third works on what else has a body, a fifth
-# may wait for that; the rest answers what has none, and refuses. If none is left, nobody waits or is refused.
+# Of the threads that scores leave, a third may wait for a place for batches, a third works on what else has a body, and
+# a fifth may wait for that; the rest answers what has none, and refuses. If none is left, nobody waits or is refused.
 _left = max(0, WEB_THREADS - SCORES_AT_ONCE - SCORES_WAITING)
 BATCHES_AT_ONCE = max(1, SCORES_AT_ONCE // 2) if _left else SCORES_AT_ONCE
 BATCHES_WAITING = _left // 3
