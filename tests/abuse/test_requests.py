@@ -82,7 +82,7 @@ def test_what_is_sent_to_where_only_pages_lead(service: WebProcess, line: str) -
         ("/v1/models?format=xml", "invalid_parameter"),
         ("/v1/models?%ff=%ff", "invalid_parameter"),
         ("/v1/models?" + "x" * 60_000, "invalid_parameter"),
-        ("/v1/scores/x?" + "a=1&" * 15_000, "malformed_request"),
+        ("/v1/scores/x?" + "a=1&" * 15_000, "invalid_parameter"),
     ],
 )
 def test_a_wrong_address(service: WebProcess, address: str, code: str) -> None:

@@ -36,7 +36,7 @@ def test_plain_http_has_to_be_said_and_is_warned_of() -> None:
     answer = _check(**GOOD, MLSERVE_HTTPS="false")
     assert answer.returncode == 1
     assert "ImproperlyConfigured" not in answer.stderr
-    assert {"security.W004", "security.W008", "security.W012", "security.W016"} <= {
+    assert {"security.W004", "security.W008", "security.W010", "security.W016"} <= {
         word.strip("(?:)") for word in answer.stderr.split()
     }
 
