@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle, pairwise
+from pkgutil import resolve_name
 from random import Random
 from socket import MSG_PEEK, SHUT_WR, socket
 from threading import Event, Thread, Timer
@@ -146,6 +147,12 @@ def test_the_benchmark_of_latency_runs() -> None:
             assert 0 < side["asked_per_s"] < side["capacity_per_s"]
 
 
+def test_what_is_taken_away_from_a_score_exists() -> None:
+    """Each place, by its name."""
+    assert all(callable(resolve_name(place)) for part in PARTS for place in part.places)
+
+
+@pytest.mark.torture
 def test_the_benchmark_of_a_scores_parts_runs() -> None:
     """Each part that can be taken away has a line, and the whole is their sum and a rest."""
     out = io.StringIO()
