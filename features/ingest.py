@@ -1,7 +1,7 @@
 """Records transactions in the ledger and, in the same database transaction, in their customers' activity.
 
 Most transactions are the newest of their customer, and then the list that is stored only has to be continued: that
-takes a tenth of deriving it from the ledger anew, which is left for all other cases. The statement tells them apart by
+takes less than deriving it from the ledger anew, which is left for all other cases. The statement tells them apart by
 itself: a list may be continued if it holds as many transactions as the ledger has in its window.
 """
 
@@ -98,7 +98,7 @@ def _conflicting(cursor: psycopg.Cursor[Any], transactions: Sequence[NewTransact
     )
 
 
-# The rows come as one JSON text: psycopg looks at each member of an array, which costs ten times as much.
+# The rows come as one JSON text: psycopg looks at each member of an array, which costs more than the text.
 # All parts of one statement see the ledger as it was before it: the count is without what is added here. The sums are
 # of `activity._UPDATE`, which says more of the list's form. `OFFSET 0`: the list is unpacked once, not at each access.
 _RECORD = f"""

@@ -1,6 +1,6 @@
 """How an answer lies in the decisions' table: JSON, deflated (RFC 1950).
 
-PostgreSQL would compress it as well, as it does with everything of this size, at ten times the price and inside the
+PostgreSQL would compress it as well, as it does with everything of this size, more slowly and inside the
 commit that all decisions of a moment share.
 """
 
@@ -9,7 +9,7 @@ import zlib
 from mlserve.errors import MlserveError
 
 _LEVEL = 1
-"""The fastest: some 20 us for an answer of 3.5 kB, which shrinks to a fifth."""
+"""The fastest: an answer of 3.5 kB shrinks to about a fifth."""
 
 
 class AnswerUnreadable(MlserveError):

@@ -9,6 +9,7 @@ import pytest
 
 from features.ingest import NewTransaction
 from features.models import FeatureRow, Transaction
+from mlserve.api.admission import Admission, Visit
 from mlserve.cache.wiring import engine
 from mlserve.errors import MlserveError
 from predictions import journal as journal_module
@@ -234,3 +235,16 @@ def test_a_stored_answer_that_cannot_be_read_harms_only_who_asks_for_it(world: W
     outcomes = commit([broken, other])
     assert isinstance(outcomes[0], AnswerUnreadable)
     assert isinstance(outcomes[1], Recorded)
+
+
+def test_who_waits_for_a_commit_leaves_the_place_to_others(world: World) -> None:
+    """Until the request is over it is counted aside."""
+    admission = Admission(at_once=1, most_waiting=1, clock=engine().clock)
+    visit = Visit()
+    assert visit.enter(admission) is None
+    journal = Journal()
+    journal.record(entry(world.newcomer("t")))
+    journal.stop()
+    assert (admission.under_way, admission.aside) == (0, 1)
+    visit.leave()
+    assert (admission.under_way, admission.aside) == (0, 0)
