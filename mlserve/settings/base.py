@@ -87,7 +87,8 @@ DATABASES: dict[str, Any] = {
         **dj_database_url.parse(env.DATABASE_URL or f"postgresql://mlserve@{_NO_SERVER}/mlserve"),
         "CONN_HEALTH_CHECKS": True,
         "CONN_MAX_AGE": 0 if env.DB_POOL_MAX_SIZE else None,
-        "OPTIONS": {"connect_timeout": 2, **_POOL},
+        # Django turns preparing off unless it is told when to; its own cursors never do.
+        "OPTIONS": {"connect_timeout": 2, "prepare_threshold": 2, **_POOL},
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from django.db import connection
 
 from features.ingest import NewTransaction
 from features.models import FeatureRow, Transaction
@@ -97,6 +98,18 @@ def test_what_is_handed_over_together_is_one_commit(world: World, monkeypatch: p
     assert sizes == [len(entries) + 1]
     assert [type(outcome) for outcome in outcomes] == [Recorded] * len(entries) + [TransactionConflict]
     assert Decision.objects.filter(pk__in=[each.transaction.id for each in entries]).count() == len(entries)
+
+
+def test_the_statements_of_a_commit_are_planned_once(world: World) -> None:
+    """Planning them takes about as long as carrying them out."""
+    connection.close()  # a session without prepared statements
+    for _ in range(12):  # PostgreSQL plans the first five for their values
+        commit([entry(world.newcomer("planned"))])
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement, generic_plans FROM pg_prepared_statements")
+        plans = dict(cursor.fetchall())
+    for written in ("features_transaction", "predictions_decision"):
+        assert any(f"INSERT INTO {written}" in statement and generic for statement, generic in plans.items()), written
 
 
 def test_repetitions_within_one_commit_are_found(world: World) -> None:
