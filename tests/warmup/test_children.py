@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from mlserve.settings.env import child_environment
+from tests.fixtures.clock import ManualClock
 from tests.fixtures.waiting import until
-from warmup.demo.children import ChildFailed, Children, Recipe, stop_leftovers
+from warmup.demo.children import SOUND_AFTER_S, ChildFailed, Children, Recipe, stop_leftovers
 
 
 @pytest.fixture
@@ -45,14 +46,35 @@ def _alive(pid: int) -> bool:
 _SLEEP = "import time; time.sleep(600)"
 
 
-def test_a_child_that_dies_is_started_again_once_and_then_reported(children: Children, said: list[str]) -> None:
-    """With the last lines of its log; the demo goes on without it."""
+def test_a_child_that_dies_is_started_again_and_reported_once_more(children: Children, said: list[str]) -> None:
+    """With the last lines of its log; however often it dies after that."""
+    clock = ManualClock()
+    children.monotonic = clock.monotonic
     children.start(_recipe("print('something broke', flush=True); raise SystemExit(3)"))
     _tended(children, lambda: len(said) == 2)
     assert "started again" in said[0] and "exit code 3" in said[0]
-    assert "ended again" in said[1] and "something broke" in said[1] and "goes on without" in said[1]
-    children.tend()
+    assert "ended again" in said[1] and "something broke" in said[1] and "goes on" in said[1]
+    (log,) = children.log_dir.iterdir()
+    for runs in (3, 4, 5, 6):
+        children.tend()  # its pause is not over
+        assert log.read_text().count("something broke") == runs - 1
+        clock.advance(16.0)
+        _tended(children, lambda runs=runs: log.read_text().count("something broke") == runs)
+        _tended(children, lambda: children.waiting)
     assert len(said) == 2
+
+
+def test_a_child_that_has_run_for_a_while_may_die_again(children: Children, said: list[str]) -> None:
+    """An essential one too: it was killed, or lost a server, and starting it again has helped before."""
+    clock = ManualClock()
+    children.monotonic = clock.monotonic
+    children.start(_recipe(_SLEEP, essential=True))
+    for deaths in (1, 2, 3):
+        (pid,) = (int(pid) for pid in json.loads(children.record.read_text()))
+        clock.advance(SOUND_AFTER_S)
+        os.kill(pid, signal.SIGKILL)
+        _tended(children, lambda deaths=deaths: len(said) == deaths)
+    assert all("signal SIGKILL" in report and "started again" in report for report in said)
 
 
 def test_an_essential_child_that_dies_twice_ends_the_demo(children: Children) -> None:

@@ -1,4 +1,4 @@
-"""The demo's processes: started, watched, restarted once, stopped to the last.
+"""The demo's processes: started, watched, restarted, stopped to the last.
 
 Each is the leader of a process group of its own: Ctrl-C in the terminal reaches only the demo, which then stops them
 in order, and what a child leaves behind in its group is found. A record on disk tells the next demo which processes
@@ -23,13 +23,16 @@ from mlserve.servers.record import write_json
 
 STOP_S: Final = 10.0
 """From TERM to KILL."""
+SOUND_AFTER_S: Final = 30.0
+"""Who has run for so long and then dies was killed, or lost a server: it is started again as if for the first time."""
+_LONGEST_PAUSE_S: Final = 16.0
 _TAIL_LINES: Final = 15
 _LOG_LIMIT_BYTES: Final = 5 * 1024 * 1024
 _POLL_S: Final = 0.05
 
 
 class ChildFailed(MlserveError):
-    """A process that the demo cannot do without has ended, restarted once already."""
+    """A process that the demo cannot do without has ended, and again soon after its restart."""
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
 
@@ -48,8 +51,11 @@ class Recipe:
 class _Child:
     recipe: Recipe
     process: "subprocess.Popen[bytes]"
-    restarted: bool = False
-    given_up: bool = False
+    started_at: float
+    failures: int = 0
+    """In a row, each soon after its start."""
+    again_at: float | None = None
+    """When it is started again, if it has ended."""
 
 
 @dataclass
@@ -59,30 +65,47 @@ class Children:
     log_dir: Path
     record: Path
     say: Callable[[str], None]
+    monotonic: Callable[[], float] = time.monotonic
     _children: list[_Child] = field(default_factory=list)
 
+    @property
+    def waiting(self) -> list[str]:
+        """Who has ended and is to be started again after a pause."""
+        return [child.recipe.name for child in self._children if child.again_at is not None]
+
     def start(self, recipe: Recipe) -> None:
-        self._children.append(_Child(recipe, self._spawn(recipe)))
+        self._children.append(_Child(recipe, self._spawn(recipe), self.monotonic()))
         self._write_record()
 
     def tend(self) -> None:
-        """Restarts once who died; reports who died again. Raises ChildFailed if that one was essential."""
+        """Restarts who died: at once, and after ever longer pauses who dies again and again.
+
+        Raises ChildFailed if an essential one does that.
+        """
         for child in self._children:
-            status = child.process.poll()
-            if status is None or child.given_up:
-                continue
-            _kill_group(child.process.pid)
-            name, log = child.recipe.name, self._log(child.recipe)
-            if not child.restarted:
-                self.say(f"{name} ended ({_ending(status)}); it is started again, see {log}")
-                child.process, child.restarted = self._spawn(child.recipe), True
+            if child.again_at is None:
+                status = child.process.poll()
+                if status is None:
+                    continue
+                _kill_group(child.process.pid)
+                self._note_end(child, status)
+            assert child.again_at is not None
+            if child.again_at <= self.monotonic():
+                child.process, child.started_at, child.again_at = self._spawn(child.recipe), self.monotonic(), None
                 self._write_record()
-                continue
-            child.given_up = True
+
+    def _note_end(self, child: _Child, status: int) -> None:
+        now, name, log = self.monotonic(), child.recipe.name, self._log(child.recipe)
+        child.failures = 1 if now - child.started_at >= SOUND_AFTER_S else child.failures + 1
+        pause_s = 0.0 if child.failures == 1 else min(2.0 ** (child.failures - 2), _LONGEST_PAUSE_S)
+        child.again_at = now + pause_s
+        if child.failures == 1:
+            self.say(f"{name} ended ({_ending(status)}); it is started again, see {log}")
+        elif child.failures == 2:  # what follows would say the same
             report = f"{name} ended again ({_ending(status)}); the last lines of {log}:\n{_tail(log)}"
             if child.recipe.essential:
                 raise ChildFailed(report)
-            self.say(f"{report}\nThe demo goes on without {name}.")
+            self.say(f"{report}\nThe demo goes on; {name} is started again every {_LONGEST_PAUSE_S:g} s at the latest.")
 
     def stop(self) -> None:
         """The last one started first: TERM, all at once but in this order, and KILL for who does not heed it."""
