@@ -34,8 +34,15 @@ def _mac_key(key: str) -> None:
         raise ValidationError(f"needs at least 32 characters, 5 of them different; or the word {MAC_OFF}")
 
 
+def _no_gaps(keys: list[str]) -> None:
+    if any(not key or key != key.strip() for key in keys):
+        raise ValidationError("needs keys with a comma between them, and neither blanks nor empty places")
+
+
 SECRET_KEY: str = _env.str("MLSERVE_SECRET_KEY", "")
 """Signs sessions; at least 50 characters in production."""
+SECRET_KEY_FALLBACKS: list[str] = _env.list("MLSERVE_SECRET_KEY_FALLBACKS", [], validate=_no_gaps)
+"""Other keys whose signatures count, while the key is rotated. An empty one would let everybody sign."""
 ALLOWED_HOSTS: list[str] = _env.list("MLSERVE_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS: list[str] = _env.list("MLSERVE_CSRF_TRUSTED_ORIGINS", [])
 HTTPS: bool = _env.bool("MLSERVE_HTTPS", True)

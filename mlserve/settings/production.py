@@ -18,8 +18,16 @@ _missing = [
 ]
 if _missing:
     raise ImproperlyConfigured(f"production needs these environment variables: {', '.join(_missing)}")
-if len(env.SECRET_KEY) < 50 or len(set(env.SECRET_KEY)) < 5:
-    raise ImproperlyConfigured("MLSERVE_SECRET_KEY needs at least 50 characters, 5 of them different")
+_weak = [
+    f"{whose} needs at least 50 characters, 5 of them different"
+    for whose, keys in (
+        ("MLSERVE_SECRET_KEY", [env.SECRET_KEY]),
+        ("each key of MLSERVE_SECRET_KEY_FALLBACKS", env.SECRET_KEY_FALLBACKS),
+    )
+    if any(len(key) < 50 or len(set(key)) < 5 for key in keys)
+]
+if _weak:
+    raise ImproperlyConfigured("; ".join(_weak))
 
 SECURE_SSL_REDIRECT = env.HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.HTTPS else None

@@ -142,6 +142,7 @@ def test_the_command_says_that_migrations_are_missing(capsys: pytest.CaptureFixt
         (["create", "--name", "x", "--key", "short"], 2, "needs 16 to 128"),
         (["revoke", "mls_nobody"], 1, "no key has the prefix"),
         (["limit", "mls_nobody", "--rate", "1"], 1, "no key has the prefix"),
+        (["limit", "mls_nobody"], 2, "limit needs --rate, --burst or both; or --default alone"),
         (["create", "--name", "x", "--rate", "-1"], 2, "--rate: -1: allowed are 0 to 1,000,000"),
         (["create", "--name", "x", "--burst", "0"], 2, "--burst: 0: allowed are 1 to 1,000,000"),
     ],
@@ -253,15 +254,28 @@ def test_staff_who_may_only_look_cannot_limit_a_key(client: Client) -> None:
 
 
 def test_the_command_limits_a_key(capsys: pytest.CaptureFixture[str]) -> None:
-    """When it is made and afterwards; without a number it is as the settings say again."""
+    """When it is made and afterwards; a number that is left out, and both with `--default`, are the settings' again."""
     _, out, _ = run(capsys, "create", "--name", "shop", "--rate", "5", "--burst", "9", "--json")
     made = json.loads(out)
     assert (made["rate_per_s"], made["burst"]) == (5, 9)
     assert "5/s, 9 at once" in run(capsys, "list")[1]
     code, out, _ = run(capsys, "limit", made["prefix"], "--rate", "7")
     assert code == 0 and "7/s, 7 at once" in out
-    _, out, _ = run(capsys, "limit", made["prefix"], "--json")
-    assert (json.loads(out)["rate_per_s"], json.loads(out)["burst"]) == (None, None)
+    code, out, _ = run(capsys, "limit", made["prefix"], "--default", "--json")
+    assert code == 0 and (json.loads(out)["rate_per_s"], json.loads(out)["burst"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "numbers", [[], ["--default", "--rate", "5"], ["--default", "--burst", "5"], ["--default", "--rate", "0"]]
+)
+def test_a_limit_goes_only_if_somebody_says_so(capsys: pytest.CaptureFixture[str], numbers: list[str]) -> None:
+    """Neither numbers nor `--default`, or both: wrong usage, and the key keeps its limit."""
+    record = issue_key(name="shop", scopes=["score"], rate_per_s=7, burst=9).record
+    code, out, err = run(capsys, "limit", record.prefix, *numbers)
+    assert (code, out) == (2, "")
+    assert all(option in err for option in ("--rate", "--burst", "--default"))
+    record.refresh_from_db()
+    assert (record.rate_per_s, record.burst) == (7, 9)
 
 
 def test_staff_without_permission_see_no_keys(client: Client) -> None:

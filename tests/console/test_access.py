@@ -3,9 +3,10 @@
 import re
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import Group, Permission, User
 from django.core.management import call_command
-from django.test import Client
+from django.test import Client, override_settings
 from django.utils import timezone
 
 from features.models import Transaction
@@ -67,6 +68,18 @@ def test_strangers_are_sent_to_the_login(page: str, client: Client, model: int) 
     page = page.format(model=model)
     response = client.get(page)
     assert (response.status_code, response.headers["Location"]) == (302, f"/admin/login/?next={page}")
+
+
+def test_operators_stay_logged_in_while_the_secret_key_is_replaced(as_operator: Client) -> None:
+    """By processes that have the new key and by those that do not yet; without fallback they have to log in anew."""
+    old, new = settings.SECRET_KEY, "another-key-" * 5
+    for key, other in ((old, new), (new, old), (old, new), (new, old)):
+        with override_settings(SECRET_KEY=key, SECRET_KEY_FALLBACKS=[other]):
+            assert as_operator.get("/admin/cache/").status_code == 200
+    with override_settings(SECRET_KEY=new):
+        assert as_operator.get("/admin/cache/").status_code == 200
+    with override_settings(SECRET_KEY=old):
+        assert as_operator.get("/admin/cache/").status_code == 302
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
 """A list that is continued is the list that would be derived."""
 
 import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 
 from features import ingest
 from features.activity import update_activity
 from features.ingest import NewTransaction
 from features.models import FeatureRow, Transaction
 from mlserve.cache.keys import Key
+from tests.fixtures.waiting import until
 
 pytestmark = pytest.mark.django_db
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -150,6 +153,56 @@ def test_a_repetition_changes_nothing(derivations: list[set[str]]) -> None:
         recorded = ingest.record(connection.connection, [new("1", START, amount=11.0)], now=NOW)
     assert recorded == ingest.Recorded(frozenset({"1"}), {})
     assert (derivations, FeatureRow.objects.get().version) == ([], version)
+
+
+def _adds_a_payment() -> None:
+    _import("i", START + DAYS)
+    FeatureRow.objects.update(as_of=NOW)
+
+
+def _takes_a_payment_back() -> None:
+    Transaction.objects.filter(id="2").delete()
+    FeatureRow.objects.update(values=[0.0])
+
+
+def _deletes_the_list() -> None:
+    Transaction.objects.filter(id="2").delete()
+    FeatureRow.objects.update(deleted_at=NOW)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("edit", [_adds_a_payment, _takes_a_payment_back, _deletes_the_list])
+def test_a_list_that_somebody_changes_meanwhile_is_derived(
+    derivations: list[set[str]], edit: Callable[[], None]
+) -> None:
+    """By hand and without the customer's lock: committed after the statement has read the list, before it writes.
+
+    What it has read is of the past then, the ledger as well: a list that continues it would lose the edit.
+    """
+    record(new("1", START), new("2", START + 2 * DAYS))
+    derivations.clear()
+
+    def record_the_next() -> dict[str, tuple[float, ...]]:
+        try:
+            return record(new("3", START + 3 * DAYS))
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as other:
+        with transaction.atomic():
+            edit()
+            recording = other.submit(record_the_next)
+            until(lambda: recording.done() or _a_statement_waits_for_a_row())
+            assert not recording.done()
+        values = recording.result(30)
+    assert values == derived("c1")
+    assert derivations == [{"c1"}]
+
+
+def _a_statement_waits_for_a_row() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND locktype = 'transactionid')")
+        return bool(cursor.fetchone()[0])
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -65,6 +65,21 @@ def test_a_short_or_dull_secret_is_refused() -> None:
         assert secret not in answer.stderr
 
 
+def test_a_fallback_is_as_good_as_a_key() -> None:
+    """Whoever guesses it signs as well; both are named if both are weak, and neither is shown."""
+    other = GOOD["MLSERVE_SECRET_KEY"][::-1]
+    assert _check(**GOOD, MLSERVE_SECRET_KEY_FALLBACKS=other).returncode == 0
+    for weak in ("tooshort-but-random-9f86d081884c7d65", "ab" * 40):
+        answer = _check(**GOOD, MLSERVE_SECRET_KEY_FALLBACKS=f"{other},{weak}")
+        assert answer.returncode == 1
+        last = answer.stderr.strip().splitlines()[-1]
+        assert "each key of MLSERVE_SECRET_KEY_FALLBACKS needs at least 50 characters" in last
+        assert "MLSERVE_SECRET_KEY needs" not in last
+        assert weak not in answer.stderr and other not in answer.stderr
+    both = _check(**{**GOOD, "MLSERVE_SECRET_KEY": "short", "MLSERVE_SECRET_KEY_FALLBACKS": "shorter"}).stderr
+    assert "MLSERVE_SECRET_KEY needs" in both and "MLSERVE_SECRET_KEY_FALLBACKS needs" in both
+
+
 def test_l2_is_sealed_unless_somebody_spells_out_that_it_is_not() -> None:
     """A key that anybody could guess is refused, and not shown; `off` is an answer, nothing is none."""
     assert _check(**{**GOOD, "MLSERVE_CACHE_MAC_KEY": "off"}).returncode == 0

@@ -33,6 +33,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
         "MLSERVE_CACHE_BUDGET_MS": "0",
         "MLSERVE_HTTPS": "perhaps",
         "MLSERVE_CACHE_MAC_KEY": "short",
+        "MLSERVE_SECRET_KEY_FALLBACKS": "one,,another",
     }
     answer = _load("mlserve.settings.local", **broken)
     assert answer.returncode == 1
@@ -54,6 +55,22 @@ def test_one_machine_seals_with_a_key_of_its_own() -> None:
     assert _show("print(local.CACHE_MAC_KEY != local.SECRET_KEY)") == "True"
     assert _show(shown, MLSERVE_CACHE_MAC_KEY="off") == ""
     assert _show(shown, MLSERVE_CACHE_MAC_KEY="0123456789abcdef" * 2) == "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize("keys", ["one,", ",", " ", "one, another"])
+def test_an_empty_key_never_signs(keys: str) -> None:
+    """A comma too many would let everybody sign; a blank belongs to no key. The keys are not shown."""
+    answer = _load("mlserve.settings.local", MLSERVE_SECRET_KEY_FALLBACKS=keys)
+    assert answer.returncode == 1
+    last = answer.stderr.strip().splitlines()[-1]
+    assert "MLSERVE_SECRET_KEY_FALLBACKS: needs keys with a comma between them" in last
+    assert "another" not in last
+
+
+@pytest.mark.parametrize(("keys", "known"), [("", []), ("one", ["one"]), ("one,another", ["one", "another"])])
+def test_earlier_keys_are_known_to_django(keys: str, known: list[str]) -> None:
+    """None unless somebody names them."""
+    assert _show("print(local.SECRET_KEY_FALLBACKS)", MLSERVE_SECRET_KEY_FALLBACKS=keys) == str(known)
 
 
 def test_production_names_everything_that_is_missing() -> None:

@@ -14,6 +14,7 @@ from mlserve.cache.cascade import Reading
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import PREDICTION, Key
 from mlserve.cache.policy import Policy
+from mlserve.cache.segments import spread
 from mlserve.cache.tiers.request import RequestTier
 from mlserve.cache.wiring import Engine, engine
 from predictions.predicting import compute_if_unknown
@@ -90,6 +91,17 @@ def test_both_ways_leave_the_same(cache: Engine, leave_no_trace: bool) -> None:
     assert seen["short"] == seen["cascade"]
     assert (seen["short"]["held"] is None) == leave_no_trace
     assert bool(seen["short"]["counted"]) != leave_no_trace
+
+
+@pytest.mark.parametrize("way", [_the_short_way, _through_the_cascade])
+@pytest.mark.parametrize(("leave_no_trace", "times"), [(True, 0), (False, 1)])
+def test_what_is_computed_was_asked_for_once(cache: Engine, way: Way, leave_no_trace: bool, times: int) -> None:
+    """As L1 counts when it chooses what to keep: with the put, since a look that finds nothing is not counted."""
+    store, key = cache.l1.store, Key(PREDICTION, f"asked-{way.__name__}-{leave_no_trace}", PREDICTION)
+    before = store._sketch.count(spread(key))
+    way(key, policies_in_force()[PREDICTION], leave_no_trace)
+    store.pop("nobody")  # looks that are not counted yet are counted now
+    assert store._sketch.count(spread(key)) - before == times
 
 
 def test_a_copy_is_left_to_the_cascade(cache: Engine) -> None:

@@ -30,10 +30,13 @@ class Command(BaseCommand):
         limit = actions.add_parser(
             "limit",
             help="give a key another limit; every process obeys within a second",
-            description="Replaces both numbers of a key's limit: what is left out is as the settings say again. "
+            description="Replaces both numbers of a key's limit: if one is left out, it is as the settings say again. "
             "Every process obeys within a second.",
         )
         limit.add_argument("prefix", help="as `list` shows it")
+        limit.add_argument(
+            "--default", action="store_true", help="no limit of its own: as the settings say again; without numbers"
+        )
         for action in (create, limit):
             action.add_argument(
                 "--rate",
@@ -100,7 +103,9 @@ class Command(BaseCommand):
         text = "\n".join(_aligned(rows)) if records else "no key yet: `manage.py api_key create --name NAME` makes one"
         self._say({"keys": [_described(record) for record in records]}, as_json=json, text=text)
 
-    def _limit(self, *, prefix: str, rate: int | None, burst: int | None, json: bool, **_: Any) -> None:
+    def _limit(self, *, prefix: str, rate: int | None, burst: int | None, default: bool, json: bool, **_: Any) -> None:
+        if default == (rate is not None or burst is not None):
+            self._fail("limit needs --rate, --burst or both; or --default alone: as the settings say again", code=2)
         record = self._record(prefix)
         set_limit(record, rate_per_s=rate, burst=burst)
         self._say(_described(record), as_json=json, text=f"the limit of {record} is {_limit(record)}")
