@@ -28,8 +28,6 @@ def compute_if_unknown(
     l1, clock, group = cache.l1, cache.clock, key.group
     if policy.use_l2 or not policy.use_l1 or l1.peek(key) is not None:
         return None
-    if not leave_no_trace:
-        l1.get(key)  # that it was asked for counts when L1 chooses what to keep
     stats: Stats = _SILENT if leave_no_trace else cache.recorder
     stats.miss(_L1, group, l1.why_missing(key))
     since, now, began = l1.begin(), clock.now(), clock.monotonic()
