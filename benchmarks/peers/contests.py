@@ -33,12 +33,12 @@ FEAST_TARGET, MLSERVER_TARGET = Target(10), Target(2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ours:
-    """`is_`: one of its requests, without its options. `committing`: connections where decisions are committed."""
+    """`is_`: one of its requests, without its options."""
 
     scores: Scores | Batches
     is_: str
     unit: str
-    committing: int
+    connections: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +68,12 @@ def open_peers(progress: Progress) -> Iterator[list[Contest]]:
         for other in others:
             other.check()
         ours = {
-            1: _Ours(scores=scores, is_=f"POST {SCORES}", unit="requests/s", committing=THREADS),
+            1: _Ours(scores=scores, is_=f"POST {SCORES}", unit="requests/s", connections=THREADS),
             SIZE: _Ours(
                 scores=Batches(service),
                 is_=f"{SIZE} transactions in one POST {BATCHES}",
                 unit="transactions/s",
-                committing=AT_ONCE,
+                connections=AT_ONCE,
             ),
         }
         # Dry runs first: the journal's transactions make customers' lists longer, and what reads them slower.
@@ -87,15 +87,14 @@ def _contest(ours: _Ours, other: _Other, *, journal: bool) -> Contest:
 
     what = ", warm, each decision committed to PostgreSQL" if journal else "?dry_run=true, warm"
     next_request = ours.scores.journaled if journal else ours.scores.dry_run
-    connections = ours.committing if journal else THREADS
     return Contest(
         name=f"peers-{other.name}{'-journal' if journal else ''}",
-        ours_is=f"{ours.is_}{what}; granian, 1 process, {THREADS} threads, {connections} connections",
+        ours_is=f"{ours.is_}{what}; granian, 1 process, {THREADS} threads, {ours.connections} connections",
         other_is=other.is_,
         unit=ours.unit,
         compare=Compare.OURS_OVER_OTHER,
         target=other.target,
-        ours=ours.scores.side(next_request, connections=connections),
+        ours=ours.scores.side(next_request),
         other=side(other.peer.port, other.peer.requests(other.size), size=other.size),
         prepare=ours.scores.warm,
         check=check,
