@@ -1,12 +1,13 @@
-"""`peers`: warm `POST /v1/scores` beside Feast's feature server and MLServer, one process each, the same client.
+"""`peers`: warm scores beside Feast's feature server and MLServer, one process each, the same client.
 
 A score reads fifty features and runs the model. Feast answers with those features only, out of the same Valkey, and
-MLServer with the model's score only, for inputs that it is given. Before anything is measured, and after it, their
-answers are compared with this project's.
+MLServer with the model's score only, for inputs that it is given. One `POST /v1/scores` stands beside one request about
+one row, and 100 transactions in one `POST /v1/scores/batch` beside one request about 100 rows. Before anything is
+measured, and after it, their answers are compared with this project's.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from benchmarks.child import child
 from benchmarks.contest import Contest, Progress
 from benchmarks.http_load import Connection
 from benchmarks.peers.environment import installed
-from benchmarks.peers.feast_peer import feast_server
-from benchmarks.peers.mlserver_peer import Scored, mlserver_server
+from benchmarks.peers.feast_peer import Feast, feast_server
+from benchmarks.peers.mlserver_peer import MLServer, Scored, mlserver_server
 from benchmarks.peers.server import side
 from benchmarks.peers.world import ESTIMATOR, PeerWorld
 from benchmarks.ratio import Compare, Target
+from benchmarks.score_batch import AT_ONCE, BATCHES, SIZE, Batches
 from benchmarks.score_service import HOST, THREADS, ScoreService, score_service
 from benchmarks.scores import SCORES, Scores
 from mlserve.settings import env
@@ -30,13 +32,27 @@ FEAST_TARGET, MLSERVER_TARGET = Target(10), Target(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Ours:
+    """`is_`: one of its requests, without its options."""
+
+    scores: Scores | Batches
+    is_: str
+    unit: str
+    connections: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Other:
+    """`size`: the rows of each of its requests."""
+
     name: str
     is_: str
     target: Target
-    port: int
-    requests: list[bytes]
-    check: Callable[[], None]
+    peer: Feast | MLServer
+    size: int
+
+    def check(self) -> None:
+        self.peer.check(self.size)
 
 
 @contextmanager
@@ -49,30 +65,40 @@ def open_peers(progress: Progress) -> Iterator[list[Contest]]:
         scores = Scores(service)
         scores.warm()
         others = stack.enter_context(_others(programs, service, scores, progress))
-        yield [
-            Contest(
-                name=f"peers-{other.name}{suffix}",
-                ours_is=f"POST {SCORES}{what}; granian, 1 process, {THREADS} threads, {THREADS} connections",
-                other_is=other.is_,
-                unit="requests/s",
-                compare=Compare.OURS_OVER_OTHER,
-                target=other.target,
-                ours=scores.side(next_request),
-                other=side(other.port, other.requests),
-                prepare=scores.warm,
-                check=lambda other=other: _check(scores, other),  # type: ignore[misc]
-            )
-            for other in others
-            for suffix, what, next_request in (
-                ("", "?dry_run=true, warm", scores.dry_run),
-                ("-journal", ", warm, each decision committed to PostgreSQL", scores.journaled),
-            )
-        ]
+        for other in others:
+            other.check()
+        ours = {
+            1: _Ours(scores=scores, is_=f"POST {SCORES}", unit="requests/s", connections=THREADS),
+            SIZE: _Ours(
+                scores=Batches(service),
+                is_=f"{SIZE} transactions in one POST {BATCHES}",
+                unit="transactions/s",
+                connections=AT_ONCE,
+            ),
+        }
+        # Dry runs first: the journal's transactions make customers' lists longer, and what reads them slower.
+        yield [_contest(ours[other.size], other, journal=journal) for journal in (False, True) for other in others]
 
 
-def _check(scores: Scores, other: _Other) -> None:
-    scores.check_warm()
-    other.check()
+def _contest(ours: _Ours, other: _Other, *, journal: bool) -> Contest:
+    def check() -> None:
+        ours.scores.check_warm()
+        other.check()
+
+    what = ", warm, each decision committed to PostgreSQL" if journal else "?dry_run=true, warm"
+    next_request = ours.scores.journaled if journal else ours.scores.dry_run
+    return Contest(
+        name=f"peers-{other.name}{'-journal' if journal else ''}",
+        ours_is=f"{ours.is_}{what}; granian, 1 process, {THREADS} threads, {ours.connections} connections",
+        other_is=other.is_,
+        unit=ours.unit,
+        compare=Compare.OURS_OVER_OTHER,
+        target=other.target,
+        ours=ours.scores.side(next_request),
+        other=side(other.peer.port, other.peer.requests(other.size), size=other.size),
+        prepare=ours.scores.warm,
+        check=check,
+    )
 
 
 @contextmanager
@@ -95,39 +121,37 @@ def _others(
                 progress=progress,
             )
         )
-        others = [
-            _Other(
-                name="feast",
-                is_="Feast's POST /get-online-features, 50 features of the same two entities; 1 worker, same Valkey",
-                target=FEAST_TARGET,
-                port=feast.port,
-                requests=list(feast.requests),
-                check=feast.check,
-            )
-        ]
         scored = _scored(service, scores)
-        for name, how in (("mlserver", "a row at a time"), ("mlserver-batching", f"up to {THREADS} rows at a time")):
-            mlserver = stack.enter_context(
+        plain, batching = (
+            stack.enter_context(
                 mlserver_server(
                     programs["mlserver"],
                     folder=folders[name],
                     estimator=root / ESTIMATOR,
                     scored=scored,
-                    batched=name != "mlserver",
+                    batched=batched,
                     progress=progress,
                 )
             )
-            others.append(
-                _Other(
-                    name=name,
-                    is_=f"MLServer's POST /v2/models/fraud/infer, the same model in scikit-learn; 1 process, {how}",
-                    target=MLSERVER_TARGET,
-                    port=mlserver.port,
-                    requests=list(mlserver.requests),
-                    check=mlserver.check,
-                )
-            )
-        yield others
+            for name, batched in (("mlserver", False), ("mlserver-batching", True))
+        )
+        yield [
+            _feast("feast", feast, "50 features of the same two entities", size=1),
+            _mlserver("mlserver", plain, "a row at a time", size=1),
+            _mlserver("mlserver-batching", batching, f"up to {THREADS} rows at a time", size=1),
+            _feast("feast-batch", feast, f"50 features of each of {SIZE} pairs of entities in one request", size=SIZE),
+            _mlserver("mlserver-batch", plain, f"{SIZE} rows in one request", size=SIZE),
+        ]
+
+
+def _feast(name: str, peer: Feast, what: str, *, size: int) -> _Other:
+    is_ = f"Feast's POST /get-online-features, {what}; 1 worker, same Valkey"
+    return _Other(name=name, is_=is_, target=FEAST_TARGET, peer=peer, size=size)
+
+
+def _mlserver(name: str, peer: MLServer, how: str, *, size: int) -> _Other:
+    is_ = f"MLServer's POST /v2/models/fraud/infer, the same model in scikit-learn; 1 process, {how}"
+    return _Other(name=name, is_=is_, target=MLSERVER_TARGET, peer=peer, size=size)
 
 
 def _world(service: ScoreService, root: Path) -> PeerWorld:

@@ -5,7 +5,7 @@ is read once and never again; no access log; uvloop, httptools and hiredis, whic
 are not replaced after a thousand requests, which would cost it connections. No time to live, so no age is computed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,12 @@ import msgspec
 from benchmarks.contest import BenchmarkFailed, Progress
 from benchmarks.http_load import Connection, post
 from benchmarks.peers.feature_list import FEATURES
-from benchmarks.peers.server import peer_environment, run_once, running
+from benchmarks.peers.server import in_requests, peer_environment, run_once, running, some_of
 from benchmarks.peers.world import PeerWorld
 from benchmarks.score_service import HOST, free_port
 
 _PROJECT = "mlserve_bench"
 _SAME_WITHIN = 1e-9
-_COMPARED = 20
 _PATIENCE_S = 180.0
 _DEFINITIONS = """\
 from datetime import timedelta
@@ -75,26 +74,32 @@ def store_configuration(redis_url: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feast:
-    """A running feature server. `requests`: one for each of the pairs that are scored, in their order."""
+    """A running feature server. `pairs`: of customer and merchant, all that are scored."""
 
     port: int
-    requests: Sequence[bytes]
     world: PeerWorld
     pairs: Sequence[tuple[str, str]]
 
-    def check(self) -> None:
-        """Raises BenchmarkFailed unless its answers have every feature, with the value that is ours."""
+    def requests(self, size: int) -> list[bytes]:
+        """For all pairs in their order, `size` in each."""
+        return [_request(pairs) for pairs in in_requests(self.pairs, size=size)]
+
+    def check(self, size: int) -> None:
+        """Raises BenchmarkFailed unless its answers have every pair and every feature, with the value that is ours."""
         with closing(Connection(HOST, self.port)) as connection:
-            for number in range(0, len(self.pairs), max(1, len(self.pairs) // _COMPARED)):
-                customer, merchant = self.pairs[number]
-                expected = expected_of(self.world, customer, merchant)
-                found = named_values(connection.ask(self.requests[number]))
-                wrong = [name for name, value in expected.items() if not _same(found.get(name), value)]
-                if wrong or len(found) != len(expected):
-                    raise BenchmarkFailed(
-                        f"peers: Feast answers {len(found)} of {len(expected)} features for {customer} and {merchant}, "
-                        f"and wrong ones: {', '.join(wrong) or 'none'}"
-                    )
+            for pairs in some_of(in_requests(self.pairs, size=size)):
+                rows = named_rows(connection.ask(_request(pairs)), rows=size)
+                for (customer, merchant), found in zip(pairs, rows, strict=True):
+                    self._compare(found, customer, merchant)
+
+    def _compare(self, found: Mapping[str, Any], customer: str, merchant: str) -> None:
+        expected = expected_of(self.world, customer, merchant)
+        wrong = [name for name, value in expected.items() if not _same(found.get(name), value)]
+        if wrong or len(found) != len(expected):
+            raise BenchmarkFailed(
+                f"peers: Feast answers {len(found)} of {len(expected)} features for {customer} and {merchant}, "
+                f"and wrong ones: {', '.join(wrong) or 'none'}"
+            )
 
 
 def expected_of(world: PeerWorld, customer: str, merchant: str) -> dict[str, float]:
@@ -107,15 +112,24 @@ def expected_of(world: PeerWorld, customer: str, merchant: str) -> dict[str, flo
     }
 
 
-def named_values(body: bytes) -> dict[str, Any]:
-    """The features of one answer about one pair, without the ids that Feast repeats; None where it knows nothing."""
+def named_rows(body: bytes, *, rows: int) -> list[dict[str, Any]]:
+    """The features of one answer by pair, without the ids that Feast repeats; None where it knows nothing.
+
+    Raises BenchmarkFailed unless each of them, and each id, has `rows` values.
+    """
     answer = msgspec.json.decode(body)
-    named = zip(answer["metadata"]["feature_names"], answer["results"], strict=True)
-    return {
-        name: result["values"][0] if result["statuses"] == ["PRESENT"] else None
-        for name, result in named
-        if name.removesuffix("_id") not in FEATURES
-    }
+    named = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
+    for name, column in named.items():
+        if not len(column["values"]) == len(column["statuses"]) == rows:
+            raise BenchmarkFailed(f"peers: Feast answers {len(column['values'])} values of {name} for {rows} pairs")
+    features = {name: column for name, column in named.items() if name.removesuffix("_id") not in FEATURES}
+    return [
+        {
+            name: column["values"][row] if column["statuses"][row] == "PRESENT" else None
+            for name, column in features.items()
+        }
+        for row in range(rows)
+    ]
 
 
 def _same(found: Any, expected: float) -> bool:
@@ -141,9 +155,7 @@ def feast_server(
     command = [program, "serve", "--host", HOST, "--port", str(port), *_SERVE.split()]
     with running("Feast", command, folder=folder, environment=environment, port=port, ready="/health"):
         _fill(port, world)
-        peer = Feast(port=port, requests=[_request(*pair) for pair in pairs], world=world, pairs=pairs)
-        peer.check()
-        yield peer
+        yield Feast(port=port, world=world, pairs=pairs)
 
 
 def _fill(port: int, world: PeerWorld) -> None:
@@ -155,9 +167,10 @@ def _fill(port: int, world: PeerWorld) -> None:
             connection.ask(_post("/write-to-online-store", body))
 
 
-def _request(customer: str, merchant: str) -> bytes:
+def _request(pairs: Sequence[tuple[str, str]]) -> bytes:
     names = [f"{entity}_features:{name}" for entity, names in FEATURES.items() for name in names]
-    entities = {"customer_id": [customer], "merchant_id": [merchant]}
+    customers, merchants = zip(*pairs, strict=True)
+    entities = {"customer_id": customers, "merchant_id": merchants}
     return _post("/get-online-features", {"features": names, "entities": entities})
 
 

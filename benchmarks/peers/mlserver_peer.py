@@ -17,13 +17,12 @@ import msgspec
 
 from benchmarks.contest import BenchmarkFailed, Progress
 from benchmarks.http_load import Connection, post
-from benchmarks.peers.server import peer_environment, running
+from benchmarks.peers.server import in_requests, peer_environment, running, some_of
 from benchmarks.score_service import HOST, THREADS, free_port
 
 _MODEL = "fraud"
 _RUNTIME = Path(__file__).with_name("mlserver_runtime.py")
 _SAME_WITHIN = 1e-6
-_COMPARED = 20
 _BATCH_WAIT_S = 0.002
 """How long a row waits for others; all connections together make a whole batch, so it seldom does."""
 
@@ -38,27 +37,32 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MLServer:
-    """A running model server. `requests`: one for each of `scored`, in their order."""
+    """A running model server."""
 
     port: int
-    requests: Sequence[bytes]
     scored: Sequence[Scored]
 
-    def check(self) -> None:
-        """Raises BenchmarkFailed unless its scores are ours."""
+    def requests(self, size: int) -> list[bytes]:
+        """For all of `scored` in their order, `size` in each."""
+        return [_request(rows) for rows in in_requests(self.scored, size=size)]
+
+    def check(self, size: int) -> None:
+        """Raises BenchmarkFailed unless it gives a score for each row, and they are ours."""
         with closing(Connection(HOST, self.port)) as connection:
-            for number in range(0, len(self.scored), max(1, len(self.scored) // _COMPARED)):
-                found, expected = score_in(connection.ask(self.requests[number])), self.scored[number].score
-                if not abs(found - expected) <= _SAME_WITHIN:
-                    raise BenchmarkFailed(f"peers: MLServer gives a score of {found} where ours is {expected}")
+            for rows in some_of(in_requests(self.scored, size=size)):
+                scores = scores_in(connection.ask(_request(rows)), rows=size)
+                for found, row in zip(scores, rows, strict=True):
+                    if not abs(found - row.score) <= _SAME_WITHIN:
+                        raise BenchmarkFailed(f"peers: MLServer gives a score of {found} where ours is {row.score}")
 
 
-def score_in(body: bytes) -> float:
-    """The probability of fraud in an answer about one row. Raises BenchmarkFailed if it is about anything else."""
+def scores_in(body: bytes, *, rows: int) -> list[float]:
+    """The probabilities of fraud in an answer about `rows` rows. Raises BenchmarkFailed if it is anything else."""
     outputs = msgspec.json.decode(body)["outputs"]
-    if [(output["name"], output["shape"]) for output in outputs] != [("predict_proba", [1, 2])]:
-        raise BenchmarkFailed(f"peers: MLServer answers with {outputs}")
-    return float(outputs[0]["data"][1])
+    found = [(output["name"], output["shape"], len(output["data"])) for output in outputs]
+    if found != [("predict_proba", [rows, 2], 2 * rows)]:
+        raise BenchmarkFailed(f"peers: MLServer answers {rows} rows with {found}")
+    return [float(probability) for probability in outputs[0]["data"][1::2]]
 
 
 def settings(*, port: int, grpc_port: int) -> dict[str, Any]:
@@ -106,11 +110,15 @@ def mlserver_server(
         port=port,
         ready=f"/v2/models/{_MODEL}/ready",
     ):
-        peer = MLServer(port=port, requests=[_request(one.features) for one in scored], scored=scored)
-        peer.check()
-        yield peer
+        yield MLServer(port=port, scored=scored)
 
 
-def _request(features: Sequence[float]) -> bytes:
-    row = {"name": "features", "shape": [1, len(features)], "datatype": "FP32", "data": features}
-    return post(path=f"/v2/models/{_MODEL}/infer", host=HOST, key="none", body=msgspec.json.encode({"inputs": [row]}))
+def _request(rows: Sequence[Scored]) -> bytes:
+    tensor = {
+        "name": "features",
+        "shape": [len(rows), len(rows[0].features)],
+        "datatype": "FP32",
+        "data": [value for row in rows for value in row.features],
+    }
+    body = msgspec.json.encode({"inputs": [tensor]})
+    return post(path=f"/v2/models/{_MODEL}/infer", host=HOST, key="none", body=body)

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.contest import BenchmarkFailed, Side
 from benchmarks.http_load import throughput
 from benchmarks.score_service import HOST, THREADS, end, tail
 from mlserve.settings import env
 
+_T = TypeVar("_T")
+_COMPARED = 20
 _START_S = 120.0
 """Feast imports for some ten seconds on a busy machine."""
 
@@ -74,14 +77,24 @@ def _answers(port: int, path: str) -> bool:
     return False
 
 
-def side(port: int, requests: Sequence[bytes]) -> Side:
-    """The requests by turns, over as many connections as scores are asked for."""
+def in_requests(rows: Sequence[_T], *, size: int) -> list[list[_T]]:
+    """`rows` by `size`, in their order; where the last request has too few, it goes on with the first rows."""
+    return [[rows[number % len(rows)] for number in range(first, first + size)] for first in range(0, len(rows), size)]
+
+
+def some_of(requests: Sequence[_T]) -> Sequence[_T]:
+    """Those whose answers are compared: at least twenty, over all of them, or all where there are fewer."""
+    return requests[:: max(1, len(requests) // _COMPARED)]
+
+
+def side(port: int, requests: Sequence[bytes], *, size: int) -> Side:
+    """The requests by turns, over as many connections as scores are asked for: rows a second, `size` in each."""
     numbers = count()
 
     def next_request(_connection: int) -> bytes:
         return requests[next(numbers) % len(requests)]
 
     def measure(seconds: float) -> float:
-        return throughput(HOST, port, connections=THREADS, seconds=seconds, next_request=next_request)
+        return throughput(HOST, port, connections=THREADS, seconds=seconds, next_request=next_request) * size
 
     return measure

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -19,9 +20,10 @@ import pytest
 from benchmarks import catalogue, suite
 from benchmarks.contest import BenchmarkFailed
 from benchmarks.peers.environment import LOCKS, installed
-from benchmarks.peers.feast_peer import definitions, expected_of, named_values, store_configuration
+from benchmarks.peers.feast_peer import Feast, definitions, expected_of, named_rows, store_configuration
 from benchmarks.peers.feature_list import FEATURES, groups_read, values_of
-from benchmarks.peers.mlserver_peer import model_settings, score_in
+from benchmarks.peers.mlserver_peer import MLServer, Scored, model_settings, scores_in
+from benchmarks.peers.server import in_requests, some_of
 from benchmarks.peers.world import PeerWorld
 from features.compute import VectorPlan
 from features.definitions import ALL_FEATURES
@@ -209,17 +211,36 @@ def test_a_redis_that_feast_cannot_name_is_refused(url: str) -> None:
         store_configuration(url)
 
 
-def test_an_answer_of_feast_is_read_by_name() -> None:
+def _answer_of_feast(*, customers: int = 2) -> bytes:
+    """About two pairs; the first has no age."""
+    return json.dumps(
+        {
+            "metadata": {"feature_names": ["customer_id", "amount", "age"]},
+            "results": [
+                {"values": ["C1", "C2"][:customers], "statuses": ["PRESENT"] * customers},
+                {"values": [2.5, 3.5], "statuses": ["PRESENT", "PRESENT"]},
+                {"values": [None, 7.0], "statuses": ["NOT_FOUND", "PRESENT"]},
+            ],
+        }
+    ).encode()
+
+
+def test_an_answer_of_feast_is_read_by_pair_and_name() -> None:
     """What it does not know is nothing, and no zero."""
-    body = {
-        "metadata": {"feature_names": ["customer_id", "amount", "age"]},
-        "results": [
-            {"values": ["C1"], "statuses": ["PRESENT"]},
-            {"values": [2.5], "statuses": ["PRESENT"]},
-            {"values": [None], "statuses": ["NOT_FOUND"]},
-        ],
-    }
-    assert named_values(json.dumps(body).encode()) == {"amount": 2.5, "age": None}
+    assert named_rows(_answer_of_feast(), rows=2) == [{"amount": 2.5, "age": None}, {"amount": 3.5, "age": 7.0}]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_an_answer_of_feast_about_more_or_fewer_pairs_is_refused(rows: int) -> None:
+    """Else a share of the work would count as all of it."""
+    with pytest.raises(BenchmarkFailed, match=f"Feast answers 2 values of customer_id for {rows} pairs"):
+        named_rows(_answer_of_feast(), rows=rows)
+
+
+def test_each_column_of_feast_has_every_pair() -> None:
+    """The ids as well."""
+    with pytest.raises(BenchmarkFailed, match="Feast answers 1 values of customer_id for 2 pairs"):
+        named_rows(_answer_of_feast(customers=1), rows=2)
 
 
 def test_both_entities_features_are_expected_together() -> None:
@@ -230,12 +251,51 @@ def test_both_entities_features_are_expected_together() -> None:
     assert expected["customer_profile_first_seen"] == expected["merchant_profile_first_seen"] == 0.0
 
 
-def test_an_answer_of_mlserver_is_one_rows_probability() -> None:
-    """The second of two; anything else is no answer."""
-    output = {"name": "predict_proba", "shape": [1, 2], "data": [0.75, 0.25]}
-    assert score_in(json.dumps({"outputs": [output]}).encode()) == 0.25
-    with pytest.raises(BenchmarkFailed, match="MLServer answers with"):
-        score_in(json.dumps({"outputs": [{**output, "name": "predict"}]}).encode())
+def test_an_answer_of_mlserver_is_each_rows_probability() -> None:
+    """The second of two in each row; anything else is no answer, nor is one about more or fewer rows."""
+    output = {"name": "predict_proba", "shape": [2, 2], "data": [0.75, 0.25, 0.5, 0.5]}
+    assert scores_in(json.dumps({"outputs": [output]}).encode(), rows=2) == [0.25, 0.5]
+    for wrong, rows in (
+        ({**output, "name": "predict"}, 2),
+        ({**output, "data": [0.75, 0.25]}, 2),
+        (output, 1),
+        (output, 3),
+    ):
+        with pytest.raises(BenchmarkFailed, match=f"MLServer answers {rows} rows with"):
+            scores_in(json.dumps({"outputs": [wrong]}).encode(), rows=rows)
+
+
+def _body(request: bytes) -> Any:
+    return json.loads(request.partition(b"\r\n\r\n")[2])
+
+
+def test_each_row_goes_to_the_peers_in_its_place() -> None:
+    """In requests of one row as of many: Feast's columns and MLServer's tensor keep the order."""
+    pairs = [("C1", "M1"), ("C2", "M2"), ("C3", "M3"), ("C4", "M4")]
+    feast = Feast(port=0, world=PeerWorld({}, datetime(2026, 1, 1, tzinfo=UTC)), pairs=pairs)
+    assert [_body(request)["entities"] for request in feast.requests(2)] == [
+        {"customer_id": ["C1", "C2"], "merchant_id": ["M1", "M2"]},
+        {"customer_id": ["C3", "C4"], "merchant_id": ["M3", "M4"]},
+    ]
+    assert len(_body(feast.requests(1)[3])["features"]) == 50
+    mlserver = MLServer(port=0, scored=[Scored(features=(float(row), 0.5), score=0.0) for row in range(4)])
+    tensors = [_body(request)["inputs"] for request in mlserver.requests(2)]
+    assert [(one["shape"], one["data"]) for (one,) in tensors] == [
+        ([2, 2], [0, 0.5, 1, 0.5]),
+        ([2, 2], [2, 0.5, 3, 0.5]),
+    ]
+    assert [_body(request)["inputs"][0]["shape"] for request in mlserver.requests(1)] == [[1, 2]] * 4
+
+
+def test_every_request_has_as_many_rows() -> None:
+    """The last one goes on with the first rows: what is counted is what was asked for."""
+    assert in_requests("abcde", size=2) == [["a", "b"], ["c", "d"], ["e", "a"]]
+
+
+@pytest.mark.parametrize(("requests", "compared"), [(2, 2), (20, 20), (200, 20), (39, 39), (40, 20)])
+def test_answers_are_compared_over_all_requests(requests: int, compared: int) -> None:
+    """At least twenty of them, or all."""
+    assert len(some_of(range(requests))) == compared
 
 
 def test_batching_is_only_where_it_is_asked_for(tmp_path: Path) -> None:
