@@ -1,16 +1,10 @@
-"""Adds up the metric files of all processes of this host: `PROMETHEUS_MULTIPROC_DIR`, Prometheus' own format.
+"""What the console takes from the figures of all processes of this host."""
 
-Counters of dead processes stay, what they counted happened. Live gauges of dead processes are left out, whoever
-should have tidied them up (a process killed with -9 tidies nothing).
-"""
-
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
-import psutil
-from prometheus_client import Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+
+from mlserve.observability.metric_files import merged
 
 CounterKey = tuple[str, ...]
 """The metric's sample name, then the values of its labels in the order of `_LABELS`; a bucket's bound comes last.
@@ -60,7 +54,7 @@ def read_samples(directory: Path) -> Samples:
     counters: dict[CounterKey, float] = {}
     breakers: list[BreakerState] = []
     gauges: dict[str, float] = {}
-    for metric in _merged(directory):
+    for metric in merged(directory):
         for sample in metric.samples:
             if sample.name in _LABELS:
                 key = (sample.name, *(sample.labels[label] for label in _LABELS[sample.name]))
@@ -75,22 +69,3 @@ def read_samples(directory: Path) -> Samples:
         l1_entries=int(gauges.get("mlserve_l1_entries", 0)),
         l1_bytes=int(gauges.get("mlserve_l1_bytes", 0)),
     )
-
-
-def _merged(directory: Path) -> Iterable[Metric]:
-    """A file may vanish between listing and reading; then the list is out of date and a new one is taken."""
-    for _attempt in range(3):
-        try:
-            return MultiProcessCollector.merge([str(path) for path in _files(directory)], accumulate=True)
-        except FileNotFoundError:
-            continue
-    return ()
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    for path in sorted(directory.glob("*.db")):
-        kind, *rest = path.stem.split("_")
-        if kind == "gauge" and not (rest[0].startswith("live") and psutil.pid_exists(int(rest[-1]))):
-            continue
-        if path.stat().st_size:  # a process that is just starting has made its file and written nothing yet
-            yield path

@@ -6,13 +6,13 @@ from django.conf import settings
 from django.http import HttpResponse
 from drf_spectacular.utils import extend_schema
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from mlserve.api.api_view import ApiView
 from mlserve.api.authentication import HasScope
+from mlserve.observability.metric_files import MetricFiles
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -37,7 +37,7 @@ class MetricsView(ApiView):
     @extend_schema(exclude=True)
     def get(self, _request: Request) -> HttpResponse:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(settings.METRICS_DIR))
+        registry.register(MetricFiles(settings.METRICS_DIR))
         return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE)
 
 

@@ -4,6 +4,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import Client
 
 from mlserve.console.samples import BreakerState, read_samples
 from tests.console.metric_files import MetricFiles
@@ -66,6 +70,33 @@ def test_a_file_that_was_only_just_made_is_no_obstacle(files: MetricFiles, metri
     (metrics_dir / "counter_1.db").touch()
     files.counter("mlserve_source_loads_total", 2.0, namespace="merchant_risk")
     assert read_samples(metrics_dir).counters == {("mlserve_source_loads_total", "merchant_risk"): 2.0}
+
+
+@pytest.mark.parametrize(
+    "content", [b"x", b"\xff" * 64, (64).to_bytes(4, "little") + b"\x08\0\0\0" * 40], ids=["short", "huge", "no JSON"]
+)
+def test_a_damaged_file_is_left_out(files: MetricFiles, metrics_dir: Path, content: bytes) -> None:
+    """One bad block on the disk does not take away the figures of all processes."""
+    (metrics_dir / "counter_1.db").write_bytes(content)
+    files.counter("mlserve_source_loads_total", 2.0, namespace="merchant_risk")
+    assert read_samples(metrics_dir).counters == {("mlserve_source_loads_total", "merchant_risk"): 2.0}
+
+
+def test_metrics_are_exposed_while_a_process_starts_or_has_died(metrics_dir: Path, settings: Any) -> None:
+    """What was counted is there; what was true of the dead is not."""
+    settings.METRICS_DIR = metrics_dir
+    (metrics_dir / "counter_1.db").touch()
+    for pid in (os.getpid(), _dead_pid()):
+        files = MetricFiles(metrics_dir, pid)
+        files.counter("mlserve_cache_hits_total", 3.0, tier="l1", namespace="merchant_risk")
+        files.gauge("mlserve_breaker_open", 1.0, mode="liveall", tier="l2")
+    response = Client().get("/metrics")
+    lines = response.content.decode().splitlines()
+    assert response.status_code == 200
+    assert 'mlserve_cache_hits_total{namespace="merchant_risk",tier="l1"} 6.0' in lines
+    assert [line for line in lines if line.startswith("mlserve_breaker_open{")] == [
+        f'mlserve_breaker_open{{pid="{os.getpid()}",tier="l2"}} 1.0'
+    ]
 
 
 def test_without_files_there_is_nothing(tmp_path: Path) -> None:
