@@ -33,6 +33,7 @@ from predictions.identity import digest_of, transaction_of
 from predictions.journal import JournalEntry, Recorded, TransactionConflict, journal
 from predictions.messages import ScoreOptions, ScoreRequest, ScoreResponse, with_degradation
 from predictions.missing import OnMissingSource
+from predictions.predicting import compute_if_unknown
 from predictions.reasons import explain_many
 from predictions.registry.active import current_model
 from predictions.registry.artifact import LoadedModel
@@ -126,8 +127,10 @@ def _distinct(
     """Which candidate answers for each place, and the candidates. A repetition's candidate stands in an earlier place.
 
     Of two with one id and other contents the journal says which is the conflict: it knows what was scored before.
-    A dry run has no journal, so there it is the later one.
+    A dry run has no journal, so there it is the later one, and no digest is needed unless an id stands there twice.
     """
+    ids = [request.transaction_id for request in requests if not isinstance(request, MlserveError)]
+    compared = not dry_run or len(set(ids)) < len(ids)
     places: list[_Candidate | MlserveError] = []
     known: dict[tuple[str, bytes], _Candidate] = {}
     claimed: dict[str, bytes] = {}
@@ -135,7 +138,7 @@ def _distinct(
         if isinstance(request, MlserveError):
             places.append(request)
             continue
-        digest = digest_of(request)
+        digest = digest_of(request) if compared else b""
         candidate = known.get((request.transaction_id, digest))
         if candidate is None:
             candidate = known[request.transaction_id, digest] = _Candidate(request, digest)
@@ -281,7 +284,13 @@ def _predict(
         now, scores = cache.clock.now(), model.score_many([inputs[key] for key in keys])
         return {key: Entry(1, now, now, (score,)) for key, score in zip(keys, scores, strict=True)}
 
-    reading = cache.predictions.read_many(
+    reading = compute_if_unknown(
+        list(inputs),
+        policy=book[PREDICTION],
+        compute=lambda: model.score_many(list(inputs.values())),
+        cache=cache,
+        leave_no_trace=dry_run,
+    ) or cache.predictions.read_many(
         list(inputs),
         policies=book.policies,
         loader=compute,

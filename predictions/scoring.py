@@ -227,9 +227,9 @@ def _predict(
 ) -> Reading:
     cache, key = engine(), Key(PREDICTION, prediction_id(model, values), PREDICTION)
     computed = compute_if_unknown(
-        key,
+        (key,),
         policy=book[PREDICTION],
-        compute=lambda: model.score_one(values),
+        compute=lambda: (model.score_one(values),),
         cache=cache,
         leave_no_trace=dry_run,
     )

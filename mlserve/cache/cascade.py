@@ -197,11 +197,12 @@ class Cascade:
     def _ask_l1(self, search: Search, absent: Sequence[Key]) -> None:
         """`absent`: what was not there a moment ago is not looked for again."""
         keys = [key for key in search.open if search.policies[key.group].use_l1]
-        if absent and (gone := [key for key in keys if key in absent]):
+        was_absent = frozenset(absent)
+        if gone := [key for key in keys if key in was_absent]:
             for key in gone:
                 search.stats.miss(_L1, key.group, self._l1.why_missing(key))
             search.asked(TierTrace(_L1, len(gone)))
-            keys = [key for key in keys if key not in absent]
+            keys = [key for key in keys if key not in was_absent]
         if keys and not self._bypassed(search, Tier.L1, keys):
             started = self._monotonic()
             held = (self._l1.peek_many if search.traceless else self._l1.get_many)(keys, search.policies)

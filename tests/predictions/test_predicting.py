@@ -20,7 +20,7 @@ from mlserve.cache.wiring import Engine, engine
 from predictions.predicting import compute_if_unknown
 
 SCORE = 0.25
-Way = Callable[[Key, Policy, bool], Reading]
+Way = Callable[[Sequence[Key], Policy, bool], Reading]
 
 
 @pytest.fixture
@@ -31,15 +31,15 @@ def cache(redis_client: redis.Redis, db: None) -> Iterator[Engine]:
     wiring.reset()
 
 
-def _the_short_way(key: Key, policy: Policy, leave_no_trace: bool) -> Reading:
+def _the_short_way(keys: Sequence[Key], policy: Policy, leave_no_trace: bool) -> Reading:
     reading = compute_if_unknown(
-        key, policy=policy, compute=lambda: SCORE, cache=engine(), leave_no_trace=leave_no_trace
+        keys, policy=policy, compute=lambda: [SCORE] * len(keys), cache=engine(), leave_no_trace=leave_no_trace
     )
     assert reading is not None
     return reading
 
 
-def _through_the_cascade(key: Key, policy: Policy, leave_no_trace: bool) -> Reading:
+def _through_the_cascade(keys: Sequence[Key], policy: Policy, leave_no_trace: bool) -> Reading:
     cache = engine()
 
     def compute(keys: Sequence[Key]) -> Mapping[Key, Entry]:
@@ -47,7 +47,7 @@ def _through_the_cascade(key: Key, policy: Policy, leave_no_trace: bool) -> Read
         return {key: Entry(1, now, now, (SCORE,)) for key in keys}
 
     return cache.predictions.read_many(
-        [key],
+        keys,
         policies={PREDICTION: policy},
         loader=compute,
         request=RequestTier(),
@@ -56,40 +56,44 @@ def _through_the_cascade(key: Key, policy: Policy, leave_no_trace: bool) -> Read
     )
 
 
-def _seen(way: Way, key: Key, policy: Policy, leave_no_trace: bool) -> dict[str, Any]:
+def _seen(way: Way, keys: Sequence[Key], policy: Policy, leave_no_trace: bool) -> dict[str, Any]:
     """All that is left of one look-up but its times."""
     cache = engine()
     before = cache.recorder.totals()
-    reading = way(key, policy, leave_no_trace)
+    reading = way(keys, policy, leave_no_trace)
     counted: defaultdict[Any, float] = defaultdict(float)
     for what, total in cache.recorder.totals().items():
         assert isinstance(what, tuple)
         name = what[:3] if what[0] == "latency" else what  # in whatever bucket
         if not str(what[0]).endswith("_sum"):
             counted[name] += total - before[what]
-    (outcome,) = reading.outcomes.values()
-    held = cache.l1.peek(key)
+    assert list(reading.outcomes) == list(keys)
+    held = [cache.l1.peek(key) for key in keys]
     return {
-        "outcome": (outcome.tier, outcome.values, outcome.version, outcome.max_age_s, outcome.stale),
+        "outcomes": [
+            (outcome.tier, outcome.values, outcome.version, outcome.max_age_s, outcome.stale)
+            for outcome in reading.outcomes.values()
+        ],
         "trace": [(each.tier, each.asked, each.hit) for each in reading.trace],
         "degraded": (set(reading.degradations), dict(reading.degraded)),
         "counted": {what: count for what, count in counted.items() if count},
-        "held": held and (held.version, held.values),
+        "held": [copy and (copy.version, copy.values) for copy in held],
     }
 
 
 @pytest.mark.parametrize("leave_no_trace", [True, False])
-def test_both_ways_leave_the_same(cache: Engine, leave_no_trace: bool) -> None:
-    """Outcome, trace, counts and the copy in L1, of a dry run and of a score."""
+@pytest.mark.parametrize("many", [1, 3])
+def test_both_ways_leave_the_same(cache: Engine, many: int, leave_no_trace: bool) -> None:
+    """Outcomes, trace, counts and the copies in L1, of a dry run and of a score, of one and of a batch."""
     policy = policies_in_force()[PREDICTION]
     assert policy.use_l1 and not policy.use_l2
     ways = {"short": _the_short_way, "cascade": _through_the_cascade}
     seen = {
-        name: _seen(way, Key(PREDICTION, f"{name}-{leave_no_trace}", PREDICTION), policy, leave_no_trace)
+        name: _seen(way, _keys(f"{name}-{many}-{leave_no_trace}", many), policy, leave_no_trace)
         for name, way in ways.items()
     }
     assert seen["short"] == seen["cascade"]
-    assert (seen["short"]["held"] is None) == leave_no_trace
+    assert [copy is None for copy in seen["short"]["held"]] == [leave_no_trace] * many
     assert bool(seen["short"]["counted"]) != leave_no_trace
 
 
@@ -99,25 +103,30 @@ def test_what_is_computed_was_asked_for_once(cache: Engine, way: Way, leave_no_t
     """As L1 counts when it chooses what to keep: with the put, since a look that finds nothing is not counted."""
     store, key = cache.l1.store, Key(PREDICTION, f"asked-{way.__name__}-{leave_no_trace}", PREDICTION)
     before = store._sketch.count(spread(key))
-    way(key, policies_in_force()[PREDICTION], leave_no_trace)
+    way([key], policies_in_force()[PREDICTION], leave_no_trace)
     store.pop("nobody")  # looks that are not counted yet are counted now
     assert store._sketch.count(spread(key)) - before == times
 
 
 def test_a_copy_is_left_to_the_cascade(cache: Engine) -> None:
-    """It judges whether the copy may serve; the model is not asked."""
-    policy, key = policies_in_force()[PREDICTION], Key(PREDICTION, "known", PREDICTION)
-    _the_short_way(key, policy, False)
-    assert compute_if_unknown(key, policy=policy, compute=_never, cache=cache, leave_no_trace=False) is None
+    """It judges whether the copy may serve; the model is not asked, also for the others."""
+    policy, keys = policies_in_force()[PREDICTION], _keys("known", 3)
+    _the_short_way(keys[1:2], policy, False)
+    assert compute_if_unknown(keys, policy=policy, compute=_never, cache=cache, leave_no_trace=False) is None
 
 
 @pytest.mark.parametrize("changes", [{"use_l2": True}, {"use_l1": False}])
 def test_other_policies_are_left_to_the_cascade(cache: Engine, changes: dict[str, bool]) -> None:
     """Where L2 takes part or L1 does not, the model is not asked here."""
     policy = msgspec.structs.replace(policies_in_force()[PREDICTION], **changes)
-    key = Key(PREDICTION, "other", PREDICTION)
-    assert compute_if_unknown(key, policy=policy, compute=_never, cache=cache, leave_no_trace=True) is None
+    assert (
+        compute_if_unknown(_keys("other", 1), policy=policy, compute=_never, cache=cache, leave_no_trace=True) is None
+    )
 
 
-def _never() -> float:
+def _keys(name: str, many: int) -> list[Key]:
+    return [Key(PREDICTION, f"{name}-{number}", PREDICTION) for number in range(many)]
+
+
+def _never() -> list[float]:
     raise AssertionError("the model was asked")
