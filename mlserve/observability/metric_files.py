@@ -48,8 +48,9 @@ class MetricFiles:
 
 def _files(directory: Path) -> Iterator[Path]:
     for path in sorted(directory.glob("*.db")):
-        kind, *rest = path.stem.split("_")
-        if kind == "gauge" and not (rest[0].startswith("live") and psutil.pid_exists(int(rest[-1]))):
+        kind, _, rest = path.stem.partition("_")
+        mode, _, pid = rest.rpartition("_")
+        if kind == "gauge" and not (mode.startswith("live") and pid.isdecimal() and psutil.pid_exists(int(pid))):
             continue
         if path.stat().st_size:
             yield path

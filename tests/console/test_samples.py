@@ -82,6 +82,14 @@ def test_a_damaged_file_is_left_out(files: MetricFiles, metrics_dir: Path, conte
     assert read_samples(metrics_dir).counters == {("mlserve_source_loads_total", "merchant_risk"): 2.0}
 
 
+@pytest.mark.parametrize("name", ["gauge.db", "gauge_livesum_x.db", "gauge_livesum.db", "other_1.db", "_.db", ".db"])
+def test_a_file_with_another_name_is_left_out(files: MetricFiles, metrics_dir: Path, name: str) -> None:
+    """Somebody has put it there."""
+    (metrics_dir / name).write_bytes((64).to_bytes(4, "little") + b"\1" * 60)
+    files.counter("mlserve_source_loads_total", 2.0, namespace="merchant_risk")
+    assert read_samples(metrics_dir).counters == {("mlserve_source_loads_total", "merchant_risk"): 2.0}
+
+
 def test_metrics_are_exposed_while_a_process_starts_or_has_died(metrics_dir: Path, settings: Any) -> None:
     """What was counted is there; what was true of the dead is not."""
     settings.METRICS_DIR = metrics_dir
