@@ -12,3 +12,10 @@ def conninfo() -> str:
     known = cast(DatabaseWrapper, connection).get_connection_params()
     wanted = ("dbname", "user", "password", "host", "port", "options")
     return make_conninfo(**{name: known[name] for name in wanted if name in known})
+
+
+def somebody_waits() -> bool:
+    """Whether a session of PostgreSQL waits for a lock that another one holds."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+        return bool(cursor.fetchone()[0])

@@ -10,6 +10,8 @@ from features.activity import StoredRow, load_rows, lock_customers, update_activ
 from features.compute import transaction_tag
 from features.models import FeatureRow, Transaction
 from tests.features.ledgers import START, payment, record
+from tests.features.sessions import somebody_waits
+from tests.fixtures.waiting import until
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -106,12 +108,6 @@ def _record_and_update(name: str) -> None:
         update_activity(cursor, ["c1"], NOW)
 
 
-def _someone_waits_for_a_lock() -> bool:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
-        return bool(cursor.fetchone()[0])
-
-
 @pytest.mark.usefixtures("emptied")
 def test_two_sessions_that_record_for_one_customer_lose_no_transaction() -> None:
     """The second waits before it reads the ledger, so its list has what the first recorded."""
@@ -130,8 +126,7 @@ def test_two_sessions_that_record_for_one_customer_lose_no_transaction() -> None
     with transaction.atomic():
         _record_and_update("1")
         first_has_written.set()
-        while not _someone_waits_for_a_lock():
-            assert other.is_alive()
+        until(somebody_waits)
     other.join(30)
     assert Transaction.objects.count() == 3
     values = FeatureRow.objects.get(group="customer_activity").values

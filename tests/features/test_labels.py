@@ -19,6 +19,7 @@ from features.point_in_time import training_vectors
 from features.refresh import build
 from mlserve.errors import MlserveError
 from tests.features.ledgers import START, payment, record, some_payments
+from tests.features.sessions import somebody_waits
 from tests.fixtures.waiting import until
 
 DAY = timedelta(days=1)
@@ -130,18 +131,11 @@ def test_a_second_reporter_waits_for_the_first_and_knows_what_it_said() -> None:
     with transaction.atomic():
         report(("1", True))
         thread.start()
-        until(_somebody_waits, within_s=10)
+        until(somebody_waits, within_s=10)
     thread.join()
     assert outcomes(taken) == [("recorded", False)]
     assert list(LabelReport.objects.order_by("id").values_list("was", "is_fraud")) == [(None, True), (True, False)]
     assert in_force() is False
-
-
-def _somebody_waits() -> bool:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-        (waiting,) = cursor.fetchone()
-    return bool(waiting)
 
 
 # --- point in time ---

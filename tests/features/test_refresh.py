@@ -17,6 +17,8 @@ from features.embeddings import embed
 from features.models import FeatureRow, Transaction
 from features.refresh import build
 from tests.features.ledgers import START, payment, record, some_payments
+from tests.features.sessions import somebody_waits
+from tests.fixtures.waiting import until
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -119,11 +121,7 @@ def test_a_transaction_recorded_while_activity_is_built_is_not_lost(monkeypatch:
     with transaction.atomic(), connection.cursor() as cursor:
         lock_customers(cursor, ["c0"])
         building.start()
-        waits = False
-        while not waits:
-            assert building.is_alive()
-            cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
-            waits = cursor.fetchone()[0]
+        until(somebody_waits)
         record([payment("999", NOW, customer="c0")])
         update_activity(cursor, ["c0"], NOW)
     building.join(60)
@@ -141,14 +139,10 @@ def test_a_build_that_waited_for_another_reads_the_ledger_after_it() -> None:
             connection.close()
 
     waiting = Thread(target=build_profiles)
-    with transaction.atomic(), connection.cursor() as cursor:
+    with transaction.atomic():
         refresh._lock_builds(["merchant_profile", "merchant_risk"])
         waiting.start()
-        waits = False
-        while not waits:
-            assert waiting.is_alive()
-            cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
-            waits = cursor.fetchone()[0]
+        until(somebody_waits)
         record([payment("1", START)])
     waiting.join(60)
     assert _stored("merchant_profile") == {"m1": [START.timestamp(), 10.0]}

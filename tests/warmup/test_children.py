@@ -43,6 +43,12 @@ def _alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+def _recorded(children: Children) -> int:
+    """The process id of the only child."""
+    (pid,) = (int(pid) for pid in json.loads(children.record.read_text()))
+    return pid
+
+
 _SLEEP = "import time; time.sleep(600)"
 
 
@@ -56,11 +62,11 @@ def test_a_child_that_dies_is_started_again_and_reported_once_more(children: Chi
     assert "ended again" in said[1] and "something broke" in said[1] and "goes on" in said[1]
     (log,) = children.log_dir.iterdir()
     for runs in (3, 4, 5, 6):
-        children.tend()  # its pause is not over
+        until(lambda: not _alive(_recorded(children)))
+        children.tend()  # notes its end, and its pause is not over
         assert log.read_text().count("something broke") == runs - 1
         clock.advance(16.0)
         _tended(children, lambda runs=runs: log.read_text().count("something broke") == runs)
-        _tended(children, lambda: children.waiting)
     assert len(said) == 2
 
 
@@ -70,9 +76,8 @@ def test_a_child_that_has_run_for_a_while_may_die_again(children: Children, said
     children.monotonic = clock.monotonic
     children.start(_recipe(_SLEEP, essential=True))
     for deaths in (1, 2, 3):
-        (pid,) = (int(pid) for pid in json.loads(children.record.read_text()))
         clock.advance(SOUND_AFTER_S)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(_recorded(children), signal.SIGKILL)
         _tended(children, lambda deaths=deaths: len(said) == deaths)
     assert all("signal SIGKILL" in report and "started again" in report for report in said)
 

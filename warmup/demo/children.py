@@ -68,11 +68,6 @@ class Children:
     monotonic: Callable[[], float] = time.monotonic
     _children: list[_Child] = field(default_factory=list)
 
-    @property
-    def waiting(self) -> list[str]:
-        """Who has ended and is to be started again after a pause."""
-        return [child.recipe.name for child in self._children if child.again_at is not None]
-
     def start(self, recipe: Recipe) -> None:
         self._children.append(_Child(recipe, self._spawn(recipe), self.monotonic()))
         self._write_record()
