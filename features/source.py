@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import psycopg_pool
 from django.db import DatabaseError, InterfaceError, connection
 
 from features.activity import load_rows
@@ -12,7 +11,8 @@ from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.limiter import ConcurrencyLimiter, Saturated
 from mlserve.cache.loading import SourceUnavailable
-from mlserve.patience import AnswerTimeout, answer_within
+from mlserve.patience import answer_within
+from mlserve.postgres.failures import waited_in_vain
 
 PATIENCE_S = 1.0
 """A read by primary key takes about a millisecond; who has not answered by then is frozen or out of reach."""
@@ -46,11 +46,6 @@ def _give_connection_back() -> None:
     """To the pool, now: a request that goes on to wait for its commit would keep it from others for that long."""
     if not connection.in_atomic_block:
         connection.close()
-
-
-def waited_in_vain(error: Exception) -> bool:
-    """Whether this error of Django's came after a wait of seconds, and is not a quick refusal."""
-    return isinstance(error.__cause__, psycopg_pool.PoolTimeout | AnswerTimeout)
 
 
 def read_source(keys: Sequence[Key]) -> dict[Key, Entry]:

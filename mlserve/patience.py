@@ -14,11 +14,9 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
+from mlserve.postgres.failures import AnswerTimeout
+
 _limit_s: ContextVar[float | None] = ContextVar("postgres_answer_limit_s", default=None)
-
-
-class AnswerTimeout(psycopg.OperationalError):
-    """Postgres did not answer within the limit; whether it carried the statement out is unknown."""
 
 
 @contextmanager

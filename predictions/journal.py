@@ -24,7 +24,6 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from features import ingest
 from features.activity import Cursor, load_rows
 from features.definitions import CUSTOMER_ACTIVITY
-from features.source import waited_in_vain
 from features.writes import write_leases, write_through
 from mlserve.api.admission import step_aside
 from mlserve.cache.entry import Entry
@@ -34,6 +33,7 @@ from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
 from mlserve.observability import metrics
 from mlserve.patience import answer_within
+from mlserve.postgres.failures import waited_in_vain
 from predictions import spool, stored
 from predictions.messages import ScoreResponse, with_degradation
 

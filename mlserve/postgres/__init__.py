@@ -1,0 +1,1 @@
+"""What every session with PostgreSQL keeps to, and what an error of PostgreSQL means."""
