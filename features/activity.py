@@ -73,6 +73,18 @@ def lock_customers(cursor: Cursor, customer_ids: Iterable[str]) -> None:
     cursor.execute(_LOCK, (sorted({_lock_number(customer_id) for customer_id in customer_ids}),))
 
 
+def free_customers(cursor: Cursor, customer_ids: Iterable[str]) -> set[str]:
+    """Those that `lock_customers` and a write of their activity would not have to wait for at this moment.
+
+    Asks by taking the locks, which end with the caller's transaction: it should end at once.
+    """
+    numbers = {customer_id: _lock_number(customer_id) for customer_id in customer_ids}
+    cursor.execute(_TRY_LOCKS, (list(numbers), list(numbers.values())))
+    taken = {customer_id for (customer_id,) in cursor.fetchall()}
+    cursor.execute(_LOCKED_ROWS, {"ids": sorted(taken)})
+    return taken - {customer_id for (customer_id,) in cursor.fetchall()}
+
+
 def update_activity(
     cursor: Cursor,
     customer_ids: Iterable[str],
@@ -104,6 +116,20 @@ def _lock_number(customer_id: str) -> int:
 
 
 _LOCK = "SELECT pg_advisory_xact_lock(number) FROM unnest(%s::bigint[]) AS number"
+
+_TRY_LOCKS = """
+SELECT customer_id FROM unnest(%s::text[], %s::bigint[]) AS wanted (customer_id, number)
+WHERE pg_try_advisory_xact_lock(number)
+"""
+_LOCKED_ROWS = f"""
+WITH free AS MATERIALIZED (
+    SELECT entity_id FROM features_featurerow WHERE "group" = '{CUSTOMER_ACTIVITY.name}' AND entity_id = ANY(%(ids)s)
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT entity_id FROM features_featurerow
+WHERE "group" = '{CUSTOMER_ACTIVITY.name}' AND entity_id = ANY(%(ids)s)
+    AND entity_id NOT IN (SELECT entity_id FROM free)
+"""
 
 # statement_timestamp() is taken before the statement's snapshot. The left join returns it also without any row.
 _LOAD = """

@@ -30,7 +30,7 @@ from features.write_behind import FIELD, STREAM, Batch
 from features.writes import drop_copies
 from mlserve.cache.keys import Key
 from mlserve.observability import metrics
-from mlserve.patience import answer_within
+from mlserve.postgres.sessions import Kind, session_of
 
 GROUP = "flush"
 _CONSUMER = "worker"
@@ -43,7 +43,6 @@ MOST_BYTES = 256_000
 MOST_PER_RUN = 2_000
 _PER_TRIP = 20
 _BROKER_TIMEOUT_S = 5.0
-_PATIENCE_S = 5.0
 _CLOCK_SKEW_S = 60.0
 _log = structlog.get_logger(__name__)
 _decoder = msgspec.msgpack.Decoder(Batch)
@@ -85,7 +84,7 @@ def flush_write_behind(*, now: datetime, claim_after_s: float = CLAIM_AFTER_S) -
     acknowledged by then is found again by a run after `claim_after_s`.
     """
     report = FlushReport()
-    with _client() as client, answer_within(_PATIENCE_S):
+    with _client() as client, session_of(Kind.BACKGROUND):
         _ensure_group(client)
         for entry in _entries(client, claim_after_s):
             try:

@@ -12,20 +12,17 @@ promised and missing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import psycopg
-from django.db import connection as django_connection
-from django.db.backends.postgresql.base import DatabaseWrapper
 
 from features.definitions import GROUPS, GROUPS_OF_ENTITY
 from mlserve.cache.tiers.batches import Change
 from mlserve.cache.watermark import Watermark
-from mlserve.patience import BoundedConnection, answer_within
+from mlserve.postgres.direct import connect_directly
+from mlserve.postgres.sessions import Kind, session_of
 
-PATIENCE_S = 5.0
-"""For each statement; one that finds the changes of a build takes a second."""
 MOST_CHANGES = 200_000
 """Rows between two snapshots that are told one by one, in about two seconds. More are told by a new epoch, at once."""
 VERSIONS_SKIPPED = 1_000_000
@@ -148,9 +145,9 @@ class Journal:
     @contextmanager
     def _cursor(self) -> Iterator[psycopg.Cursor[Any]]:
         try:
-            with answer_within(PATIENCE_S):
+            with session_of(Kind.BACKGROUND):
                 if self._connection is None:
-                    self._connection = _connect()
+                    self._connection = connect_directly("mlserve relay", settings=_PLANS)
                 with self._connection.cursor() as cursor:
                     yield cursor
         except BaseException:
@@ -158,24 +155,12 @@ class Journal:
             raise
 
 
-def _connect() -> psycopg.Connection[Any]:
-    """By Django's address and account."""
-    parameters = cast(DatabaseWrapper, django_connection).get_connection_params()
-    known = {name: of for name, of in parameters.items() if name not in _OF_DJANGO}
-    options = f"{parameters.get('options', '')} {_PLANS}".strip()
-    known |= {"options": options, "application_name": "mlserve relay"}
-    return BoundedConnection.connect(**known, autocommit=True)
-
-
-_PLANS = " ".join(
-    f"-c {setting}"
-    for setting in (
-        # Fresh partitions of the journal have no statistics, and most questions find nothing: the index, and no more.
-        *("enable_seqscan=off", "enable_hashjoin=off", "enable_mergejoin=off"),
-        *("max_parallel_workers_per_gather=0", "jit=off", "plan_cache_mode=force_generic_plan"),
-    )
-)
-_OF_DJANGO = {"context", "cursor_factory", "prepare_threshold", "pool", "assume_role", "isolation_level"}
+_PLANS = {
+    # Fresh partitions of the journal have no statistics, and most questions find nothing: the index, and no more.
+    **dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"), "off"),
+    "max_parallel_workers_per_gather": "0",
+    "plan_cache_mode": "force_generic_plan",
+}
 
 
 def _changes(rows: Sequence[tuple[Any, ...]]) -> Iterator[Change]:

@@ -15,10 +15,7 @@ from django.db import connection, transaction
 
 from mlserve.errors import ErrorCode, FieldError, MlserveError
 from mlserve.observability import metrics
-from mlserve.patience import answer_within
-
-PATIENCE_S = 2.0
-"""For each statement; a thousand labels take some tens of milliseconds."""
+from mlserve.postgres.sessions import Kind, session_of
 
 
 class UnknownTransaction(MlserveError):
@@ -83,7 +80,7 @@ def report_labels(labels: Sequence[NewLabel], *, client: str, now: datetime) -> 
     if not labels:
         return []
     ids = sorted({label.transaction_id for label in labels})
-    with answer_within(PATIENCE_S), transaction.atomic(), connection.cursor() as cursor:
+    with session_of(Kind.API), transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_LOCK, (ids,))
         known = {row[0]: _Known(row[1], row[2]) for row in cursor.fetchall()}
         cursor.execute(_REPORTS, (list(known),))

@@ -11,11 +11,10 @@ from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.limiter import ConcurrencyLimiter, Saturated
 from mlserve.cache.loading import SourceUnavailable
-from mlserve.patience import answer_within
-from mlserve.postgres.failures import waited_in_vain
+from mlserve.postgres.failures import Failure, failure_of, stops_reads
+from mlserve.postgres.sessions import Kind, session_of
 
-PATIENCE_S = 1.0
-"""A read by primary key takes about a millisecond; who has not answered by then is frozen or out of reach."""
+_REASON = {Failure.TIMEOUT: "timeout", Failure.CONTENTION: "locked"}
 Load = Callable[[Sequence[Key]], Mapping[Key, Entry]]
 
 
@@ -26,20 +25,33 @@ def loader(breaker: Breaker, limiter: ConcurrencyLimiter) -> Load:
         if not breaker.allow():
             raise SourceUnavailable("breaker")
         try:
-            with limiter.place(), answer_within(PATIENCE_S):
-                entries = read_source(keys)
+            with limiter.place(), session_of(Kind.REQUEST):
+                entries = _read_on_live_session(keys)
         except Saturated:
             raise SourceUnavailable("saturated") from None
         except (DatabaseError, InterfaceError) as error:
-            waited = waited_in_vain(error)
-            breaker.failure(timed_out=waited)
-            raise SourceUnavailable("timeout" if waited else "database") from error
+            failure = failure_of(error)
+            # A row that is locked keeps no reader waiting; a whole table that is locked keeps all of them.
+            if stops_reads(failure) or failure is Failure.CONTENTION:
+                breaker.failure(timed_out=failure in (Failure.TIMEOUT, Failure.CONTENTION))
+            raise SourceUnavailable(_REASON.get(failure, "database")) from error
         finally:
             _give_connection_back()
         breaker.success()
         return entries
 
     return load
+
+
+def _read_on_live_session(keys: Sequence[Key]) -> dict[Key, Entry]:
+    """Once more on a new session, where this one was the only thing that was wrong."""
+    try:
+        return read_source(keys)
+    except (DatabaseError, InterfaceError) as error:
+        if failure_of(error) is not Failure.SESSION or connection.in_atomic_block:
+            raise
+        connection.close()
+        return read_source(keys)
 
 
 def _give_connection_back() -> None:

@@ -3,9 +3,10 @@
 from importlib import import_module
 
 from celery import Celery
-from celery.signals import setup_logging, worker_process_shutdown
+from celery.signals import beat_init, setup_logging, worker_init, worker_process_init, worker_process_shutdown
 
 from mlserve import embedded
+from mlserve.postgres.sessions import Kind, usual_kind
 
 # Before anything that counts: prometheus-client looks for the shared folder when it is first imported.
 embedded.prepare_process()
@@ -13,6 +14,18 @@ multiprocess = import_module("prometheus_client.multiprocess")
 app = Celery("mlserve")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+
+
+@worker_init.connect
+@worker_process_init.connect
+def _ask_as_a_worker(**_: object) -> None:
+    usual_kind(Kind.WORKER)
+
+
+@beat_init.connect
+def _ask_as_the_schedule(**_: object) -> None:
+    """Its questions are small, and a schedule that waits for ever for one is none."""
+    usual_kind(Kind.BACKGROUND)
 
 
 @setup_logging.connect

@@ -12,10 +12,8 @@ from collections.abc import Callable
 import structlog
 from django.db import close_old_connections, connections
 
-from mlserve.patience import answer_within
+from mlserve.postgres.sessions import Kind, session_of
 
-PATIENCE_S = 5.0
-"""For each statement of a poll in the background: a connection that was cut off without a word must not end polling."""
 _log = structlog.get_logger(__name__)
 _pollers: "weakref.WeakSet[Poller]" = weakref.WeakSet()
 
@@ -78,7 +76,7 @@ class Poller:
         while not stopped.is_set():
             with self._polling:
                 try:
-                    with answer_within(PATIENCE_S):
+                    with session_of(Kind.BACKGROUND):
                         self._poll()
                 except Exception as error:  # whatever it was, the next poll may go well
                     self._note(error)

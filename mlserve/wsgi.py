@@ -3,9 +3,11 @@
 from django.core.wsgi import get_wsgi_application
 
 from mlserve import embedded
+from mlserve.postgres.sessions import Kind, usual_kind
 
 embedded.prepare_process()
 _django = get_wsgi_application()
+usual_kind(Kind.PAGE)  # what is neither the API's nor a background thread's
 
 # Only importable once Django is set up.
 from django.conf import settings  # noqa: E402

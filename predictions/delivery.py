@@ -19,7 +19,7 @@ _decoder = msgspec.json.Decoder(JournalEntry)
 
 def deliver_spooled() -> int:
     """Commit what waits on this host; the number of decisions delivered. Raises database errors: they stay spooled."""
-    if engine().l3_breaker.state is not State.CLOSED or not spool.folder().exists():
+    if engine().l3_write_breaker.state is not State.CLOSED or not spool.folder().exists():
         return 0
     delivered = spool.drain(_deliver)
     if delivered:

@@ -5,15 +5,16 @@ together: ledger, customers' activity and decisions in one database transaction.
 survives kill -9 of the process, and the price of durability, a flush of Postgres' log, is shared by all
 requests of that moment (group commit: Gawlick and Kinkade 1985).
 
-If Postgres does not take them, decisions go to a durable spool on this host (`spool.py`) and follow later. Repeated
-transaction ids are found out here, by the primary key: the stored answer is returned.
+If Postgres does not take them, decisions go to a durable spool on this host (`spool.py`) and follow later. Those of a
+customer whom somebody else has locked are held back, and no others (`locked.py`). Repeated transaction ids are found
+out here, by the primary key: the stored answer is returned.
 """
 
 import contextlib
 import os
 import queue
 import threading
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import ClassVar
 
 import msgspec
@@ -22,7 +23,7 @@ import structlog
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
 from features import ingest
-from features.activity import Cursor, load_rows
+from features.activity import Cursor, free_customers, load_rows
 from features.definitions import CUSTOMER_ACTIVITY
 from features.writes import write_leases, write_through
 from mlserve.api.admission import step_aside
@@ -32,16 +33,17 @@ from mlserve.cache.outcome import Degradation
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
 from mlserve.observability import metrics
-from mlserve.patience import answer_within
-from mlserve.postgres.failures import waited_in_vain
+from mlserve.postgres.failures import Failure, failure_of, sqlstate_of, stops_writes
+from mlserve.postgres.sessions import Kind, session_of
 from predictions import spool, stored
+from predictions.locked import LockedCustomers, by_customer
 from predictions.messages import ScoreResponse, with_degradation
 
 _log = structlog.get_logger(__name__)
 MOST_PER_COMMIT = 200
 """Reached, a commit takes in nobody else; what one request brings is not divided."""
-PATIENCE_S = 1.5
-"""For each statement of a commit; after that the batch goes to the spool, where repetitions do no harm."""
+MAX_LOCKS_IN_A_ROW = 2
+"""Groups that wait for locks of their own; then the lock is on all of them, and the rest is not tried any more."""
 WAIT_S = 5.0
 """Longest wait of a request for its commit; after that the client may ask again under the same id."""
 MOST_REMEMBERED = 5_000
@@ -99,6 +101,14 @@ class _Waiting:
         self.error: MlserveError | None = None
         self._done = threading.Lock()
         self._done.acquire()
+
+    @property
+    def customer_id(self) -> str:
+        return self.entry.transaction.customer_id
+
+    @property
+    def is_finished(self) -> bool:
+        return self.recorded is not None or self.error is not None
 
     def finish(self, outcome: Recorded | MlserveError) -> None:
         if isinstance(outcome, Recorded):
@@ -172,46 +182,165 @@ class Journal:
                 self._thread.start()
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch = list(first)
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < MOST_PER_COMMIT:
-                    following = self._queue.get_nowait()
-                    if following is None:
-                        self._queue.put(None)
-                        break
-                    batch.extend(following)
-            try:
-                _finish_all(batch)
-            except Exception as error:
-                _log.exception("journal_failed")
-                for waiting in batch:
-                    if waiting.recorded is None and waiting.error is None:
-                        waiting.finish(MlserveError(f"the decision could not be stored: {type(error).__name__}"))
+        writer = _Writer()
+        with session_of(Kind.JOURNAL):
+            while (batch := self._next(writer.wait_s)) is not None:
+                try:
+                    writer.write(batch)
+                except Exception as error:
+                    _log.exception("journal_failed")
+                    refusal = MlserveError(f"the decision could not be stored: {type(error).__name__}")
+                    for waiting in (*batch, *writer.locked.give_up()):
+                        if not waiting.is_finished:
+                            waiting.finish(refusal)
+            writer.give_up()
         connection.close()
 
-
-def _finish_all(batch: Sequence[_Waiting]) -> None:
-    entries = [waiting.entry for waiting in batch]
-    breaker = engine().l3_breaker
-    outcomes: Sequence[Recorded | MlserveError]
-    if breaker.allow():
+    def _next(self, wait_s: float | None) -> list[_Waiting] | None:
+        """All that waits in the queue, up to a commit's size; nothing if none comes within `wait_s`. None: the end."""
         try:
-            with answer_within(PATIENCE_S):
-                outcomes = _commit_on_live_connection(entries)
+            first = self._queue.get(timeout=wait_s)
+        except queue.Empty:
+            return []
+        if first is None:
+            return None
+        batch = list(first)
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < MOST_PER_COMMIT:
+                following = self._queue.get_nowait()
+                if following is None:
+                    self._queue.put(None)
+                    break
+                batch.extend(following)
+        return batch
+
+
+class _Writer:
+    """What the journal's thread does with what it takes: into PostgreSQL, or to the spool, or held back for a lock."""
+
+    def __init__(self) -> None:
+        self.locked: LockedCustomers[_Waiting] = LockedCustomers()
+        self._monotonic = engine().clock.monotonic
+        self._breaker = engine().l3_write_breaker
+        self._why = ""
+
+    @property
+    def wait_s(self) -> float | None:
+        """Until when there is something to do although nothing comes."""
+        return self.locked.wait_s(now=self._monotonic())
+
+    def write(self, batch: Sequence[_Waiting]) -> None:
+        """Finishes all of them, now or in a later call, and those of earlier calls whose time has come."""
+        ready: Sequence[_Waiting] = batch
+        if self.locked:
+            ready = self._without_locked(batch)
+        if ready:
+            self._store(ready)
+
+    def give_up(self) -> None:
+        """Finishes what is held back."""
+        _spool_all(self.locked.give_up())
+
+    def _without_locked(self, batch: Sequence[_Waiting]) -> list[_Waiting]:
+        ready, tired = self.locked.split(batch, now=self._monotonic())
+        if self.wait_s == 0.0:
+            free = self._free(self.locked.customers) if self._breaker.allow() else set()
+            freed, more = self.locked.release(free, now=self._monotonic())
+            ready, tired = freed + ready, more + tired
+        _spool_all(tired)
+        return ready
+
+    def _store(self, waiting: Sequence[_Waiting]) -> None:
+        if not self._breaker.allow():
+            _spool_all(waiting)
+            return
+        match self._try(waiting):
+            case Failure.CONTENTION:
+                self._store_around_locks(waiting)
+            case Failure.REJECTED:
+                self._store_one_by_one([[each] for each in waiting])
+
+    def _try(self, waiting: Sequence[_Waiting]) -> Failure | None:
+        """None when all are finished, by a commit or by the spool; else why they are not: REJECTED or CONTENTION."""
+        try:
+            outcomes = _commit_on_live_connection([each.entry for each in waiting])
         except Unavailable as error:
             connection.close()
-            if _is_outage(error):
-                breaker.failure(timed_out=waited_in_vain(error))
-                outcomes = _spool(entries)
-            else:
-                outcomes = [_commit_alone(entry) for entry in entries]
-        else:
-            breaker.success()
-    else:
-        outcomes = _spool(entries)
-    for waiting, outcome in zip(batch, outcomes, strict=True):
-        waiting.finish(outcome)
+            failure = failure_of(error)
+            if failure in (Failure.REJECTED, Failure.CONTENTION):
+                self._breaker.success()  # it works, for others
+                self._why = str(error)
+                return failure
+            _log.warning("journal_spools", why=str(failure), sqlstate=sqlstate_of(error), decisions=len(waiting))
+            note_failed_write(failure)
+            _spool_all(waiting)
+            return None
+        self._breaker.success()
+        for each, outcome in zip(waiting, outcomes, strict=True):
+            each.finish(outcome)
+        return None
+
+    def _store_around_locks(self, waiting: Sequence[_Waiting]) -> None:
+        """Somebody holds what one of them needs: that one is found out and held back, the others are stored."""
+        metrics.JOURNAL_CONTENTION.inc()
+        free = self._free({each.customer_id for each in waiting})
+        self._hold([each for each in waiting if each.customer_id not in free])
+        rest = [each for each in waiting if each.customer_id in free]
+        if rest and self._try(rest) is not None:  # no lock on a customer: on a row of the ledger, or on a table
+            self._store_one_by_one(by_customer(rest))
+
+    def _store_one_by_one(self, groups: Sequence[list[_Waiting]]) -> None:
+        """Each group stands or falls for itself."""
+        in_vain = 0
+        for group in groups:
+            if in_vain >= MAX_LOCKS_IN_A_ROW or not self._breaker.allow():
+                _spool_all(group)
+                continue
+            match self._try(group):
+                case Failure.CONTENTION:
+                    in_vain += 1
+                    self._hold(group)
+                case Failure.REJECTED if len(group) == 1:
+                    _refuse(group[0], why=self._why)
+                case Failure.REJECTED:
+                    self._store_one_by_one([[each] for each in group])
+                case None:
+                    in_vain = 0
+
+    def _hold(self, waiting: Sequence[_Waiting]) -> None:
+        _spool_all(self.locked.hold(waiting, now=self._monotonic()))
+
+    def _free(self, customers: Collection[str]) -> set[str]:
+        """Those that nobody holds at this moment; none if PostgreSQL does not say."""
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                return free_customers(cursor, customers)
+        except Unavailable as error:
+            connection.close()
+            note_failed_write(failure_of(error))
+            return set()
+
+
+def note_failed_write(failure: Failure) -> None:
+    """Tells the breakers what a write has found out."""
+    if stops_writes(failure):
+        cache = engine()
+        certain = failure in (Failure.TIMEOUT, Failure.READ_ONLY)
+        cache.l3_write_breaker.failure(timed_out=certain)
+        if failure in (Failure.UNAVAILABLE, Failure.TIMEOUT):  # reads as well, as far as anybody knows: they are probed
+            cache.l3_breaker.failure(timed_out=certain)
+
+
+def _spool_all(waiting: Sequence[_Waiting]) -> None:
+    if waiting:
+        for each, outcome in zip(waiting, _spool([each.entry for each in waiting]), strict=True):
+            each.finish(outcome)
+
+
+def _refuse(waiting: _Waiting, *, why: str) -> None:
+    transaction_id = waiting.entry.transaction.id
+    _log.error("decision_refused", transaction_id=transaction_id, error=why)
+    waiting.finish(MlserveError(f"the decision on transaction {transaction_id} could not be stored"))
 
 
 def _commit_on_live_connection(entries: Sequence[JournalEntry]) -> list[Recorded | MlserveError]:
@@ -224,9 +353,10 @@ def _commit_on_live_connection(entries: Sequence[JournalEntry]) -> list[Recorded
         return commit(entries)
     except Unavailable as error:
         connection.close()
-        if not (used_before and _is_outage(error)) or waited_in_vain(error):
-            raise
-        return commit(entries)
+        failure = failure_of(error)
+        if failure is Failure.SESSION or (used_before and failure is Failure.UNAVAILABLE):
+            return commit(entries)
+        raise
 
 
 def commit(entries: Sequence[JournalEntry]) -> list[Recorded | MlserveError]:
@@ -296,16 +426,6 @@ def stored_response(transaction_id: str) -> bytes | None:
     return stored.unpack(row[0]) if row else None
 
 
-def _commit_alone(entry: JournalEntry) -> Recorded | MlserveError:
-    """One entry of a batch that Postgres refused for what it contains: the others must not suffer for it."""
-    try:
-        return commit([entry])[0]
-    except Unavailable as error:
-        connection.close()
-        _log.error("decision_refused", transaction_id=entry.transaction.id, error=str(error))
-        return MlserveError(f"the decision on transaction {entry.transaction.id} could not be stored")
-
-
 def _spool(entries: Sequence[JournalEntry]) -> Sequence[Recorded | MlserveError]:
     new = {entry.transaction.id: _flagged(entry) for entry in reversed(entries) if entry.transaction.id not in _spooled}
     try:
@@ -333,11 +453,6 @@ def _remember_spooled(entry: JournalEntry) -> None:
 def _flagged(entry: JournalEntry) -> JournalEntry:
     """What is stored later is what was answered now."""
     return msgspec.structs.replace(entry, response=with_degradation(entry.response, Degradation.DECISION_SPOOLED))
-
-
-def _is_outage(error: Exception) -> bool:
-    """Whether Postgres is away, as opposed to refusing these values."""
-    return not isinstance(error.__cause__, psycopg.DataError | psycopg.IntegrityError | psycopg.ProgrammingError)
 
 
 def _insert(session: ingest.Session, entries: Sequence[JournalEntry]) -> "psycopg.Cursor[tuple[str]]":

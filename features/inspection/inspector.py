@@ -33,12 +33,11 @@ from mlserve.cache.keys import Key
 from mlserve.cache.outcome import Tier
 from mlserve.cache.policy import Policy
 from mlserve.observability import metrics
-from mlserve.patience import answer_within
+from mlserve.postgres.sessions import Kind, session_of
 
 TICK_S = 0.5
 """How much later than its horizon a line is looked at, at most, while the inspector runs."""
 SECOND_LOOK_AFTER_S = 0.5
-PATIENCE_S = 5.0
 _log = structlog.get_logger(__name__)
 
 
@@ -126,7 +125,7 @@ class Inspector:
 
     def look(self) -> None:
         """One look at all that is due. Raises TierAway and Django's database errors; then nothing was counted."""
-        with answer_within(PATIENCE_S):
+        with session_of(Kind.BACKGROUND):
             schedule = read_schedule()
             metrics.INSPECTION_LAG.set(schedule.lag_s)
             self.tally.lag_s = schedule.lag_s

@@ -8,10 +8,8 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from mlserve.patience import answer_within
+from mlserve.postgres.sessions import Kind, session_of
 
-PATIENCE_S: Final = 2.0
-"""For each statement that a view waits for: a frozen Postgres must not keep the threads of the web process."""
 _ANYTHING: Final = "*/*"
 
 
@@ -50,5 +48,5 @@ class ApiView(APIView):
         return negotiated
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        with answer_within(PATIENCE_S):
+        with session_of(Kind.API):
             return super().dispatch(request, *args, **kwargs)

@@ -14,13 +14,14 @@ from time import monotonic
 from typing import Any, Final
 
 import msgspec
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError
 
 from mlserve.api.limit import Limit, limit_in_force
 from mlserve.api.models import ApiKey
 from mlserve.cache.breaker import State
 from mlserve.cache.wiring import engine
-from mlserve.patience import answer_within
+from mlserve.postgres.failures import Failure, failure_of, stops_reads
+from mlserve.postgres.sessions import Kind, session_of
 
 FRESH_FOR_S: Final = 1.0
 ASK_AFTER_S: Final = 0.5
@@ -29,7 +30,6 @@ RETRY_AFTER_FAILURE_S: Final = 2.0
 """Time between tries while Postgres is away: each may wait that long for a connection."""
 _MAX_ENTRIES: Final = 10_000
 _FIELDS: Final = ("prefix", "name", "scopes", "rate_per_s", "burst")
-PATIENCE_S: Final = 1.0
 
 
 class ApiClient(msgspec.Struct, frozen=True, gc=False):
@@ -69,7 +69,7 @@ class KeyDirectory:
         self._unknown_until: dict[str, float] = {}
 
     def find(self, digest: str) -> ApiClient | None:
-        """The client, or None if the key is not valid. Raises Django's `OperationalError` or `InterfaceError` if
+        """The client, or None if the key is not valid. Raises Django's `DatabaseError` or `InterfaceError` if
 
         Postgres does not answer and the key was not confirmed within the last `KEPT_FOR_S`.
         """
@@ -87,7 +87,7 @@ class KeyDirectory:
             if newer is not known or known.ask_again_at > self._clock():  # somebody asked while this one waited
                 return self.find(digest)
             return self._ask(digest)
-        except (OperationalError, InterfaceError):
+        except (DatabaseError, InterfaceError):
             if not kept:
                 raise
             known.ask_again_at = known.wait_from = self._clock() + RETRY_AFTER_FAILURE_S
@@ -128,11 +128,12 @@ def _load(digest: str) -> ApiClient | None:
     if breaker.state is not State.CLOSED:
         raise OperationalError("Postgres did not answer a moment ago; its breaker is open")
     try:
-        with answer_within(PATIENCE_S):
+        with session_of(Kind.REQUEST):
             row = ApiKey.objects.filter(digest=digest, revoked_at=None).values_list(*_FIELDS).first()
-    except (OperationalError, InterfaceError):
-        # Found out at the price of a wait for a connection: nobody else needs to.
-        breaker.failure(timed_out=True)
+    except (DatabaseError, InterfaceError) as error:
+        failure = failure_of(error)
+        if stops_reads(failure):  # found out at the price of a wait for a connection: nobody else needs to
+            breaker.failure(timed_out=failure is not Failure.INCOMPATIBLE)
         raise
     if row is None:
         return None

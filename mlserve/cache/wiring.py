@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -42,12 +43,11 @@ from mlserve.cache.tiers.l1_locmem import BoundedLocMemCache, L1Tier
 from mlserve.cache.tiers.l2_redis import REPLICAS, L2Tier
 from mlserve.observability import metrics
 from mlserve.observability.recorder import Recorder
-from mlserve.patience import answer_within
 from mlserve.poller import Poller
+from mlserve.postgres import probe
 
 PUBLISH_INTERVAL_S = 1.0
 PROBE_INTERVAL_S = 0.1
-PROBE_PATIENCE_S = 1.0
 L3_WAIT_S = 0.25
 """For a place among the reads of Postgres; as long as a couple of hundred reads take."""
 HOT_ENTITIES = 200
@@ -63,7 +63,9 @@ class Engine:
         self.recorder = Recorder()
         self.hot_keys = HotKeyCounter()
         self.hot_replicas = HotReplicas(REPLICAS, place=os.getpid())
-        self.l3_breaker = Breaker("l3", self.clock, random_source=random.Random())
+        self.l3_breaker = self._new_breaker("l3")
+        self.l3_write_breaker = self._new_breaker("l3_writes")
+        """Of its own: a PostgreSQL that takes no writes still answers reads."""
         self.l3_limiter = ConcurrencyLimiter(settings.L3_MAX_READS, wait_s=L3_WAIT_S)
         l1_cache = caches["l1"]
         assert isinstance(l1_cache, BoundedLocMemCache), "CACHES['l1'] must be the project's backend (mlserve.E004)"
@@ -123,10 +125,11 @@ class Engine:
         self._published: dict[str, int] = {}
         self._publisher = Poller("cache-publisher", PUBLISH_INTERVAL_S, self.publish)
         self._follower = Poller("cache-bus", BUS_POLL_S, self.bus.poll)
-        # Two, because a probe of Postgres may wait for seconds.
+        # Several, because a probe of Postgres may wait for seconds.
         self._probers = (
             Poller("l2-prober", PROBE_INTERVAL_S, self._probe_l2),
-            Poller("l3-prober", PROBE_INTERVAL_S, self._probe_l3),
+            Poller("l3-prober", PROBE_INTERVAL_S, lambda: _probe(self.l3_breaker, probe.read)),
+            Poller("l3-write-prober", PROBE_INTERVAL_S, lambda: _probe(self.l3_write_breaker, probe.write)),
         )
 
     def _new_breaker(self, name: str) -> Breaker:
@@ -168,7 +171,7 @@ class Engine:
             self._add(metrics.CACHE_WRITES_REFUSED.labels(Tier.L1, refusal), f"refused {refusal}", refused)
         self._add(metrics.L3_REFUSED, "l3_refused", self.l3_limiter.refused)
         self._add(metrics.L2_OVERSIZED, "oversized", self.l2.oversized_removed)
-        for breaker in (*self.wire.breakers.values(), self.l3_breaker):
+        for breaker in (*self.wire.breakers.values(), self.l3_breaker, self.l3_write_breaker):
             metrics.BREAKER_OPEN.labels(breaker.name).set(breaker.state.value)
             self._add(metrics.BREAKER_OPENED.labels(breaker.name), f"opened {breaker.name}", breaker.opened_count)
         self._share_hot_keys()
@@ -198,17 +201,17 @@ class Engine:
         self.l2.probe()
         self.pending.retry()
 
-    def _probe_l3(self) -> None:
-        if not self.l3_breaker.allow_probe():
-            return
-        try:
-            with answer_within(PROBE_PATIENCE_S), connection.cursor() as cursor:
-                cursor.execute("SELECT 1")
-        except (DatabaseError, InterfaceError):
-            connection.close()
-            self.l3_breaker.failure(timed_out=True)
-        else:
-            self.l3_breaker.success()
+
+def _probe(breaker: Breaker, ask: Callable[[], None]) -> None:
+    if not breaker.allow_probe():
+        return
+    try:
+        ask()
+    except (DatabaseError, InterfaceError):
+        connection.close()
+        breaker.failure(timed_out=True)
+    else:
+        breaker.success()
 
 
 def _partition_of(key: Key) -> int | None:

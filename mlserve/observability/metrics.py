@@ -73,6 +73,9 @@ JOURNAL_COMMIT = Histogram(
 JOURNAL_BATCH = Histogram(
     "mlserve_journal_batch_decisions", "Decisions per group commit.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
 )
+JOURNAL_CONTENTION = Counter(
+    "mlserve_journal_contention_total", "Group commits that met a lock of somebody else and went on without who has it."
+)
 JOURNAL_SPOOLED = Counter("mlserve_journal_spooled_total", "Decisions written to the spool, Postgres being away.")
 
 LABELS = Counter("mlserve_labels_total", "Labels reported for transactions, by what became of each.", ["outcome"])

@@ -7,7 +7,7 @@ from celery.schedules import crontab
 from csp.constants import NONE, SELF
 from kombu import Queue
 
-from mlserve.patience import BoundedConnection
+from mlserve.postgres.sessions import POOLER_OPTION, BoundedConnection
 from mlserve.settings import env, redis_url
 
 BASE_DIR = env.BASE_DIR
@@ -82,16 +82,34 @@ _POOL_LIMITS = {
     "reconnect_timeout": 2.0,
     "connection_class": BoundedConnection,
 }
-_POOL = {"pool": _POOL_LIMITS} if env.DB_POOL_MAX_SIZE else {}
-DATABASES: dict[str, Any] = {
-    "default": {
-        **dj_database_url.parse(env.DATABASE_URL or f"postgresql://mlserve@{_NO_SERVER}/mlserve"),
+
+
+def _database(url: str, *, transaction_pooler: bool) -> dict[str, Any]:
+    parsed: dict[str, Any] = dict(dj_database_url.parse(url, engine="mlserve.postgres.backend"))
+    options = {
+        "connect_timeout": 2,
+        # Django turns preparing off unless it is told when to; its own cursors never do.
+        "prepare_threshold": None if transaction_pooler else 2,
+        POOLER_OPTION: transaction_pooler,
+        **parsed.get("OPTIONS", {}),  # what the URL itself says, sslmode for one
+    }
+    if env.DB_POOL_MAX_SIZE:
+        options["pool"] = _POOL_LIMITS
+    return {
+        **parsed,
         "CONN_HEALTH_CHECKS": True,
         "CONN_MAX_AGE": 0 if env.DB_POOL_MAX_SIZE else None,
-        # Django turns preparing off unless it is told when to; its own cursors never do.
-        "OPTIONS": {"connect_timeout": 2, "prepare_threshold": 2, **_POOL},
+        "DISABLE_SERVER_SIDE_CURSORS": transaction_pooler,
+        "OPTIONS": options,
     }
+
+
+DATABASES: dict[str, Any] = {
+    "default": _database(
+        env.DATABASE_URL or f"postgresql://mlserve@{_NO_SERVER}/mlserve", transaction_pooler=env.DB_TRANSACTION_POOLER
+    )
 }
+DATABASE_DIRECT_URL = env.DATABASE_DIRECT_URL
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 CACHE_BUDGET_MS = env.CACHE_BUDGET_MS

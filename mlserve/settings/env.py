@@ -69,6 +69,11 @@ LOG_FORMAT: str = _env.str("MLSERVE_LOG_FORMAT", "console", validate=validate.On
 DB_POOL_MAX_SIZE: int = _env.int("MLSERVE_DB_POOL_MAX_SIZE", 16, validate=validate.Range(min=0, max=1000))
 """Connections per web process; at least the number of its threads. 0: no pool, each thread keeps one connection; right
 for Celery workers, which close a pool after every task."""
+DB_TRANSACTION_POOLER: bool = _env.bool("MLSERVE_DB_TRANSACTION_POOLER", False)
+"""DATABASE_URL leads to a pooler that gives a server to each transaction (PgBouncer with pool_mode=transaction). Then
+nothing is prepared, and time limits go with each transaction."""
+DATABASE_DIRECT_URL: str = _env.str("DATABASE_DIRECT_URL", "")
+"""The same database past the pooler, for the relay, which keeps one session; by default DATABASE_URL."""
 CACHE_BUDGET_MS: int = _env.int("MLSERVE_CACHE_BUDGET_MS", 50, validate=validate.Range(min=1, max=10_000))
 """The longest that one request waits for L2, whatever happens to it."""
 _partitions: int | None = _env.int("MLSERVE_CACHE_PARTITIONS", None, validate=validate.Range(min=1, max=1024))

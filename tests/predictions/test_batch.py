@@ -18,7 +18,7 @@ from mlserve.api import data_version
 from mlserve.cache.keys import Key
 from mlserve.cache.wiring import engine
 from mlserve.observability.metrics import JOURNAL_BATCH
-from mlserve.patience import BoundedConnection
+from mlserve.postgres.sessions import BoundedConnection
 from predictions.models import Decision
 from predictions.registry.active import current_model
 from tests.fixtures.population import World
