@@ -4,26 +4,37 @@ Not live: restart it. Not ready: send it no requests. A process without Valkey i
 Postgres, but says `degraded`. Every check has a time limit of its own, so that a frozen server cannot hang the answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
-import psycopg
 import redis
 import structlog
 from django.conf import settings
-from django.db import connection
+from django.db import DatabaseError, connection
 
+from mlserve.cache.breaker import State
+from mlserve.cache.wiring import engine
+from mlserve.errors import ErrorCode, MlserveError
 from mlserve.platform import l2_nodes
+from mlserve.postgres import probe
+from mlserve.postgres.failures import Failure, failure_of
 
 TIMEOUT_S: Final = 1
-"""For each server; PostgreSQL gets two, the shortest that psycopg waits for a connection."""
+"""For each server; PostgreSQL gets the limit of a read beside the wait for a connection (`postgres/sessions.py`)."""
 
 Check = Callable[[], str]
 """Raises if the thing does not work; returns a few words about it otherwise."""
 
 _log = structlog.get_logger(__name__)
+
+
+class WritesRefused(MlserveError):
+    """PostgreSQL answers, and takes no writes."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.SOURCE_UNAVAILABLE
 
 
 class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,10 +89,34 @@ def _run(name: str, registered: _Registered) -> CheckResult:
 
 
 def _postgres_answers() -> str:
-    """By a connection of its own: one from the pool may have been taken before the server froze."""
-    parameters: dict[str, Any] = {**connection.get_connection_params(), "connect_timeout": TIMEOUT_S}
-    with psycopg.connect(**parameters) as probe:
-        return f"PostgreSQL {probe.info.server_version // 10_000} answers"
+    """By a connection of the pool, as scores read it: a server that takes no more connections may still serve those
+    that it has."""
+    with _connection_given_back():
+        probe.read()
+        return f"PostgreSQL {connection.connection.info.server_version // 10_000} answers"
+
+
+def _postgres_writes() -> str:
+    """Not required: without it scores are given, and decisions wait on this host's disk."""
+    with _connection_given_back():
+        try:
+            probe.require_writable()
+        except DatabaseError as error:
+            if failure_of(error) is Failure.READ_ONLY:
+                raise WritesRefused("takes no writes; decisions wait on this host's disk") from error
+            raise
+    if engine().l3_write_breaker.state is State.CLOSED:
+        return "takes writes"
+    raise WritesRefused("did not take a write a moment ago; decisions wait on this host's disk")
+
+
+@contextmanager
+def _connection_given_back() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if not connection.in_atomic_block:
+            connection.close()
 
 
 def _cache_answers() -> str:
@@ -103,5 +138,6 @@ def _ping(url: str) -> str:
 
 
 register_check("postgres", _postgres_answers, required=True)
+register_check("postgres_writes", _postgres_writes, required=False)
 register_check("cache", _cache_answers, required=False)
 register_check("broker", _broker_answers, required=False)

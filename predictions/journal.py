@@ -43,7 +43,7 @@ _log = structlog.get_logger(__name__)
 MOST_PER_COMMIT = 200
 """Reached, a commit takes in nobody else; what one request brings is not divided."""
 MAX_LOCKS_IN_A_ROW = 2
-"""Groups that wait for locks of their own; then the lock is on all of them, and the rest is not tried any more."""
+"""Groups that wait for a lock; then it is on all of them, a whole table perhaps, and writes have to wait."""
 WAIT_S = 5.0
 """Longest wait of a request for its commit; after that the client may ask again under the same id."""
 MOST_REMEMBERED = 5_000
@@ -93,12 +93,13 @@ class JournalTimeout(MlserveError):
 class _Waiting:
     """One request's place in the queue."""
 
-    __slots__ = ("_done", "entry", "error", "recorded")
+    __slots__ = ("_done", "entry", "error", "held_since", "recorded")
 
     def __init__(self, entry: JournalEntry) -> None:
         self.entry = entry
         self.recorded: Recorded | None = None
         self.error: MlserveError | None = None
+        self.held_since: float | None = None
         self._done = threading.Lock()
         self._done.acquire()
 
@@ -293,13 +294,15 @@ class _Writer:
         """Each group stands or falls for itself."""
         in_vain = 0
         for group in groups:
-            if in_vain >= MAX_LOCKS_IN_A_ROW or not self._breaker.allow():
+            if not self._breaker.allow():
                 _spool_all(group)
                 continue
             match self._try(group):
                 case Failure.CONTENTION:
                     in_vain += 1
                     self._hold(group)
+                    if in_vain == MAX_LOCKS_IN_A_ROW:
+                        self._breaker.failure(timed_out=True)
                 case Failure.REJECTED if len(group) == 1:
                     _refuse(group[0], why=self._why)
                 case Failure.REJECTED:

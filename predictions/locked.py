@@ -22,6 +22,9 @@ MAX_HELD = 200
 class OfCustomer(Protocol):
     """What waits."""
 
+    held_since: float | None
+    """Monotonic, in seconds; None for what was never held back."""
+
     @property
     def customer_id(self) -> str: ...
 
@@ -90,9 +93,8 @@ class LockedCustomers(Generic[W]):
                 freed.extend(self._locked.pop(customer_id).waiting)
         tired: list[W] = []
         for locked in self._locked.values():
-            if now - locked.since >= HOLD_S:
-                tired.extend(locked.waiting)
-                locked.waiting = []
+            tired.extend(each for each in locked.waiting if _is_tired(each, now))
+            locked.waiting = [each for each in locked.waiting if not _is_tired(each, now)]
         self._held -= len(freed) + len(tired)
         self._next_try = now + (RETRY_S if self._held else RETRY_LONG_HELD_S)
         return freed, tired
@@ -106,11 +108,17 @@ class LockedCustomers(Generic[W]):
 
     def _hold(self, each: W, *, now: float) -> bool:
         locked = self._locked[each.customer_id]
-        if now - locked.since >= HOLD_S or self._held >= MAX_HELD:
+        if now - locked.since >= HOLD_S or _is_tired(each, now) or self._held >= MAX_HELD:
             return False
+        if each.held_since is None:
+            each.held_since = now
         locked.waiting.append(each)
         self._held += 1
         return True
+
+
+def _is_tired(each: OfCustomer, now: float) -> bool:
+    return each.held_since is not None and now - each.held_since >= HOLD_S
 
 
 def by_customer(waiting: Sequence[W]) -> list[list[W]]:

@@ -4,10 +4,18 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 
+import psycopg
 import redis
 from celery import current_app
 from django.conf import settings
-from django.db import DEFAULT_DB_ALIAS, OperationalError, ProgrammingError, connection, connections
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    DatabaseError,
+    OperationalError,
+    ProgrammingError,
+    connection,
+    connections,
+)
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Max
 from django.utils import timezone
@@ -15,6 +23,9 @@ from django_celery_beat.models import PeriodicTask
 
 from mlserve.platform import l2_nodes, redis_facts
 from mlserve.platform.diagnosis import Finding, Level, register
+from mlserve.postgres import probe
+from mlserve.postgres.failures import Failure, failure_of
+from mlserve.postgres.pooler import Pooling, is_declared, pooling
 from mlserve.settings.redis_url import Mode
 
 _OLDEST_POSTGRES = 14  # what Django 5.2 supports
@@ -50,6 +61,48 @@ def diagnose_postgres() -> Iterable[Finding]:
         detail=f"{version} at {where}",
         fix=f"upgrade to PostgreSQL {_OLDEST_POSTGRES} or newer" if old else "",
     )
+
+
+def diagnose_postgres_writes() -> Iterable[Finding]:
+    """Decisions need it: without, they wait in the spool of their host."""
+    try:
+        probe.require_writable()
+    except DatabaseError as error:
+        if failure_of(error) is not Failure.READ_ONLY:
+            yield _unknown("PostgreSQL writes", because="PostgreSQL does not answer")
+            return
+        yield Finding(
+            subject="PostgreSQL writes",
+            level=Level.FAIL,
+            detail=f"refused: {str(error).strip().splitlines()[0]}; decisions wait on the disks of their hosts",
+            fix="promote the standby, or let DATABASE_URL lead to the primary; or set default_transaction_read_only = "
+            "off where it is on (server, database or role), and make room if the disk is full",
+        )
+        return
+    yield Finding(subject="PostgreSQL writes", level=Level.OK, detail="taken")
+
+
+def diagnose_pooler() -> Iterable[Finding]:
+    """A pooler in transaction mode needs a setting, and another address for whoever needs a session."""
+    try:
+        found = pooling()
+    except psycopg.Error:
+        yield _unknown("pooler", because="PostgreSQL does not answer")
+        return
+    declared = is_declared()
+    fix = ""
+    if found is Pooling.NONE:
+        detail = "none between here and PostgreSQL"
+    else:
+        detail = f"DATABASE_URL leads to a pooler (PgBouncer or the like) in {found} mode"
+    if found is Pooling.TRANSACTION and not declared:
+        fix = "set MLSERVE_DB_TRANSACTION_POOLER=true: what one session sets or prepares, others would find or miss"
+    elif declared and not settings.DATABASE_DIRECT_URL:
+        fix = "set DATABASE_DIRECT_URL to PostgreSQL's own address: the relay needs a session of its own"
+    elif declared and found is not Pooling.TRANSACTION:
+        detail += ", although MLSERVE_DB_TRANSACTION_POOLER says transaction mode"
+    level = Level.FAIL if fix else Level.OK
+    yield Finding(subject="pooler", level=level, detail=detail, fix=fix)
 
 
 def diagnose_migrations() -> Iterable[Finding]:
@@ -187,6 +240,8 @@ def _unknown(subject: str, *, because: str) -> Finding:
 for _subject, _diagnosis in (
     ("Python", diagnose_python),
     ("PostgreSQL", diagnose_postgres),
+    ("PostgreSQL writes", diagnose_postgres_writes),
+    ("pooler", diagnose_pooler),
     ("migrations", diagnose_migrations),
     ("cache", diagnose_cache),
     ("broker", diagnose_broker),

@@ -9,7 +9,7 @@ from mlserve import health
 from predictions.registry.active import NoActiveModel
 from tests.fixtures.servers import ServerHandle
 
-pytestmark = pytest.mark.usefixtures("django_db_setup")
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def test_ready_names_every_check(client: Client, with_a_model: None) -> None:
@@ -19,6 +19,7 @@ def test_ready_names_every_check(client: Client, with_a_model: None) -> None:
     assert (response.status_code, body["status"]) == (200, "ready")
     assert {name: check["required"] for name, check in body["checks"].items()} == {
         "postgres": True,
+        "postgres_writes": False,
         "cache": False,
         "broker": False,
         "model": True,

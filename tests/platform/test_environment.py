@@ -93,3 +93,19 @@ def test_places_for_scores_follow_from_the_threads(threads: str, at_once: int, w
     )
     assert shown.split() == [str(at_once), str(waiting), "[]"]
     assert int(threads) == 1 or at_once + waiting < int(threads) or waiting == 0
+
+
+def test_options_of_the_database_url_stay() -> None:
+    """Beside what the project sets itself: TLS that was asked for is not dropped."""
+    line = "options = local.DATABASES['default']['OPTIONS']; print(options['sslmode'], options['connect_timeout'])"
+    url = "postgresql://mlserve@db.example.com/mlserve?sslmode=verify-full&connect_timeout=7"
+    assert _show(line, DATABASE_URL=url) == "verify-full 7"
+
+
+def test_behind_a_transaction_pooler_nothing_is_prepared() -> None:
+    """One setting; cursors that live on after their transaction are out as well."""
+    line = (
+        "of = local.DATABASES['default']; print(of['OPTIONS']['prepare_threshold'], of['DISABLE_SERVER_SIDE_CURSORS'])"
+    )
+    assert _show(line, MLSERVE_DB_TRANSACTION_POOLER="true") == "None True"
+    assert _show(line) == "2 False"
