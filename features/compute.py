@@ -18,7 +18,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from features.definitions import LABEL_DELAY_DAYS, MERCHANT_RISK, MODEL_FEATURES, WINDOW_DAYS
+from features.definitions import (
+    CUSTOMER_EMBEDDING,
+    EMBEDDING_SIZE,
+    LABEL_DELAY_DAYS,
+    MERCHANT_RISK,
+    MODEL_FEATURES,
+    WINDOW_DAYS,
+)
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -32,6 +39,7 @@ _SHORT_S, _MIDDLE_S, _LONG_S = (days * DAY_S for days in WINDOW_DAYS)
 _NIGHT_ENDS_S = 7 * 3600.0
 _FIRST_DAY_OF_1970 = 3  # a Thursday, with Monday as 0
 _SATURDAY = 5
+_STORED_EMBEDDING = len(CUSTOMER_EMBEDDING.values)
 _NO_RISK: Vector = tuple(stored.default for stored in MERCHANT_RISK.values)
 
 
@@ -46,10 +54,14 @@ class ActivityWindows(msgspec.Struct, frozen=True, gc=False):
 
 
 class Derived(msgspec.Struct, frozen=True, gc=False):
-    """A model's input. `incomplete`: the kept history was too short for this transaction's windows."""
+    """A model's input. `incomplete`: the kept history was too short for this transaction's windows.
+
+    `unrelated`: the customer's and the merchant's embeddings are of two builds, and the affinity is its default.
+    """
 
     values: Vector
     incomplete: bool
+    unrelated: bool = False
 
 
 def transaction_tag(transaction_id: str) -> float:
@@ -154,6 +166,11 @@ class VectorPlan:
             recent, incomplete = windows.values, not windows.complete
         else:
             recent, incomplete = (1.0, amount) * 3, False
+        affinity, unrelated = (
+            affinity_of(groups.get("customer_embedding"), groups.get("merchant_embedding"))
+            if self._needs_affinity
+            else (0.0, False)
+        )
         row = (
             amount,
             *_calendar(occurred_at),
@@ -161,9 +178,9 @@ class VectorPlan:
             *(groups.get("merchant_risk") or _NO_RISK),
             *_against_customer(groups.get("customer_profile"), occurred_at, amount),
             *_against_merchant(groups.get("merchant_profile"), occurred_at, amount),
-            cosine(groups.get("customer_embedding"), groups.get("merchant_embedding")) if self._needs_affinity else 0.0,
+            affinity,
         )
-        return Derived(self._pick(row), incomplete)
+        return Derived(self._pick(row), incomplete, unrelated)
 
 
 _ORDER = {name: place for place, name in enumerate(MODEL_FEATURES)}
@@ -181,12 +198,20 @@ def derive(
     return VectorPlan(names).derive(occurred_at=occurred_at, amount=amount, tag=tag, groups=groups)
 
 
-def cosine(left: Sequence[float] | None, right: Sequence[float] | None) -> float:
-    """Between -1 and 1; 0 if either is unknown or all zero."""
-    if not left or not right:
-        return 0.0
-    if len(left) != len(right):
-        raise ValueError(f"embeddings of {len(left)} and {len(right)} numbers")
+def affinity_of(customer: Sequence[float] | None, merchant: Sequence[float] | None) -> tuple[float, bool]:
+    """The cosine of two stored embeddings, and whether they are of two builds: then it is 0, the default.
+
+    Coordinates of two builds are on other axes. What was stored without a build's number fits nothing.
+    """
+    if not customer or not merchant:
+        return 0.0, False
+    if len(customer) != _STORED_EMBEDDING or len(merchant) != _STORED_EMBEDDING or customer[-1] != merchant[-1]:
+        return 0.0, True
+    return cosine(customer[:EMBEDDING_SIZE], merchant[:EMBEDDING_SIZE]), False
+
+
+def cosine(left: Sequence[float], right: Sequence[float]) -> float:
+    """Between -1 and 1; 0 if either is all zero."""
     norm = math.sqrt(sum(map(mul, left, left)) * sum(map(mul, right, right)))
     return sum(map(mul, left, right)) / norm if norm else 0.0
 

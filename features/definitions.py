@@ -17,6 +17,8 @@ WINDOW_DAYS = (1, 7, 30)
 LABEL_DELAY_DAYS = 7
 """Fraud is known a week after the transaction, so merchant windows end a week before it."""
 EMBEDDING_SIZE = 16
+EMBEDDING_BUILD = "build"
+"""The value behind the components: which build's axes they are coordinates on."""
 ACTIVITY_KEPT_DAYS = 31
 """The longest customer window and a day to spare for transactions that arrive late."""
 
@@ -159,11 +161,18 @@ def _embedding(entity: Entity) -> FeatureGroup:
         name=f"{entity}_embedding",
         entity=entity,
         cadence="batch",
-        schema=1,
-        description="Place among all customers and merchants by who pays whom: a truncated SVD.",
+        schema=2,
+        description=(
+            "Place among all customers and merchants by who pays whom: a truncated SVD. The axes of two builds have "
+            "nothing in common, so the number of the build stands beside the place."
+        ),
         policy=DefaultPolicy(fresh_for_s=6 * _HOUR_S, grace_s=_DAY_S, negative_ttl_s=30),
-        values=tuple(
-            StoredValue(name=f"e{i}", unit="", default=0.0, description=f"component {i}") for i in range(EMBEDDING_SIZE)
+        values=(
+            *(
+                StoredValue(name=f"e{i}", unit="", default=0.0, description=f"component {i}")
+                for i in range(EMBEDDING_SIZE)
+            ),
+            StoredValue(name=EMBEDDING_BUILD, unit="", default=0.0, description="number of the build, a digest of it"),
         ),
     )
 

@@ -1,5 +1,7 @@
 """Places for customers and merchants by who pays whom: the vectors whose cosine is a transaction's affinity."""
 
+from hashlib import blake2b
+
 import numpy as np
 from scipy.sparse import csr_array
 from sklearn.utils.extmath import randomized_svd
@@ -9,6 +11,25 @@ from features.definitions import EMBEDDING_SIZE
 
 _NEGLIGIBLE = 1e-9
 """Components this small against the largest are rounding noise of a matrix of lower rank."""
+
+
+_EXACT_BITS = 53
+"""Integers up to 2 ** 53 are exact in a float64, in which the number is stored."""
+
+
+def with_build(left: Floats, right: Floats) -> tuple[Floats, Floats]:
+    """Both sides of one build with its number as a further column.
+
+    The number is a digest of all coordinates: it names the axes. So it is the same for the same result, whichever
+    server computed it, and another one for another; a sequence would begin anew on a restored database.
+    """
+    digest = blake2b(left.tobytes(), digest_size=8)
+    digest.update(right.tobytes())
+    number = float(int.from_bytes(digest.digest(), "big") >> (64 - _EXACT_BITS))
+    return (
+        np.column_stack((left, np.full(len(left), number))),
+        np.column_stack((right, np.full(len(right), number))),
+    )
 
 
 def embed(customers: int, merchants: int, customer: Integers, merchant: Integers) -> tuple[Floats, Floats]:

@@ -30,7 +30,7 @@ from features.definitions import (
     MERCHANT_PROFILE,
     MERCHANT_RISK,
 )
-from features.embeddings import embed
+from features.embeddings import embed, with_build
 from features.existence import announce
 from features.ledger import Ledger, Names, microseconds, read_ledger
 from features.progress import Progress, silent
@@ -194,7 +194,8 @@ class _Values:
     def _both_embeddings(self) -> tuple[Floats, Floats]:
         ledger = self._ledger
         if self._embeddings is None:
-            self._embeddings = embed(len(ledger.customers), len(ledger.merchants), ledger.customer, ledger.merchant)
+            places = embed(len(ledger.customers), len(ledger.merchants), ledger.customer, ledger.merchant)
+            self._embeddings = with_build(*places)
         return self._embeddings
 
 

@@ -58,6 +58,8 @@ def make_response(
     assert prediction.values is not None, "the model always answers"
     if derived.incomplete:
         degradations = degradations | {Degradation.WINDOW_INCOMPLETE}
+    if derived.unrelated:
+        degradations = degradations | {Degradation.EMBEDDING_BUILDS_DIFFER}
     ages = [outcome.age_s for outcome in outcomes.values() if outcome.values is not None]
     return ScoreResponse(
         transaction_id=request.transaction_id,
@@ -72,7 +74,7 @@ def make_response(
         policy_version=policy_version,
         prediction_tier=prediction.tier,
         decided_at=decided_at,
-        features=_served(model.feature_names, derived.values, outcomes) if features else None,
+        features=_served(model.feature_names, derived, outcomes) if features else None,
         trace=trace,
     )
 
@@ -111,19 +113,21 @@ class _Provenance(NamedTuple):
     stale: bool
 
 
+_OF_AFFINITY = MODEL_FEATURES["affinity"].groups
 _FROM_REQUEST = _Provenance(Tier.REQUEST, None, None, None, False)
 
 
-def _served(
-    names: Sequence[str], values: Sequence[float], outcomes: Mapping[str, Outcome]
-) -> tuple[ServedFeature, ...]:
+def _served(names: Sequence[str], derived: Derived, outcomes: Mapping[str, Outcome]) -> tuple[ServedFeature, ...]:
     groups_of, distinct = _groups_of(tuple(names))
     provenance = {groups: _provenance([outcomes[group] for group in groups]) for groups in distinct}
     provenance[()] = _FROM_REQUEST
+    if derived.unrelated:
+        limit_s = provenance[_OF_AFFINITY].max_age_s
+        provenance[_OF_AFFINITY] = _Provenance(Tier.DEFAULT, None, None, limit_s, False)
     return tuple(
         [
             ServedFeature(name, value, *provenance[groups])
-            for name, value, groups in zip(names, values, groups_of, strict=True)
+            for name, value, groups in zip(names, derived.values, groups_of, strict=True)
         ]
     )
 

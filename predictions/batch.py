@@ -26,6 +26,7 @@ from mlserve.cache.policy import PolicyBook
 from mlserve.cache.tiers.request import RequestTier
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
+from mlserve.observability import metrics
 from predictions import delivery
 from predictions.answers import make_response, needs_reasons, trace_of, what_was_asked_for
 from predictions.decisions import Decided, decide
@@ -117,6 +118,8 @@ def score_batch(
         for each in recorded:
             assert each.response is not None
             cache.recorder.score(each.response.decision, degraded=each.response.degraded, seconds=lap.total_s)
+            if each.derived is not None and each.derived.unrelated:
+                metrics.EMBEDDING_BUILDS_DIFFER.inc()
             note_score(merchant_id=each.request.merchant_id, amount=each.request.amount, at=now)
     return ScoredBatch(_items(places, options, at_least), lap.milliseconds)
 

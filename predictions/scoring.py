@@ -28,6 +28,7 @@ from mlserve.cache.policy import PolicyBook
 from mlserve.cache.tiers.request import RequestTier
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
+from mlserve.observability import metrics
 from predictions import delivery
 from predictions.answers import make_response, needs_reasons, trace_of, what_was_asked_for
 from predictions.decisions import decide
@@ -142,6 +143,8 @@ def score_transaction(
     if recorded.spooled:
         response = with_degradation(response, Degradation.DECISION_SPOOLED)
     cache.recorder.score(response.decision, degraded=response.degraded, seconds=lap.total_s)
+    if derived.unrelated:
+        metrics.EMBEDDING_BUILDS_DIFFER.inc()
     note_score(merchant_id=request.merchant_id, amount=request.amount, at=now)
     return ScoredTransaction(_encode(response, options), False, lap.milliseconds, versions)
 

@@ -8,7 +8,15 @@ they were when the store was filled. That is less work for the store than for th
 from collections.abc import Mapping, Sequence
 
 from features.compute import activity_windows
-from features.definitions import CUSTOMER_ACTIVITY, GROUPS_OF_ENTITY, MODEL_FEATURES, MODEL_GROUPS, FeatureGroup
+from features.definitions import (
+    CUSTOMER_ACTIVITY,
+    EMBEDDING_BUILD,
+    GROUPS_OF_ENTITY,
+    MODEL_FEATURES,
+    MODEL_GROUPS,
+    FeatureGroup,
+    StoredValue,
+)
 
 _WINDOWS: tuple[str, ...] = tuple(
     name for name, feature in MODEL_FEATURES.items() if feature.groups == (CUSTOMER_ACTIVITY.name,)
@@ -20,10 +28,15 @@ def groups_read(entity: str) -> tuple[FeatureGroup, ...]:
     return tuple(group for group in GROUPS_OF_ENTITY[entity] if group.name in MODEL_GROUPS)
 
 
+def _features_of(group: FeatureGroup) -> list[StoredValue]:
+    """Without the number of a build, which is none."""
+    return [value for value in group.values if value.name != EMBEDDING_BUILD]
+
+
 def _names(entity: str) -> tuple[str, ...]:
     names: list[str] = []
     for group in groups_read(entity):
-        names += [f"{group.name}_{value.name}" for value in group.values]
+        names += [f"{group.name}_{value.name}" for value in _features_of(group)]
         if group is CUSTOMER_ACTIVITY:
             names += _WINDOWS
     return tuple(names)
@@ -38,7 +51,7 @@ def values_of(entity: str, stored: Mapping[str, Sequence[float]], *, at: float, 
     values: list[float] = []
     for group in groups_read(entity):
         held = stored[group.name]
-        values += held[: len(group.values)]
+        values += held[: len(_features_of(group))]
         if group is CUSTOMER_ACTIVITY:
             values += activity_windows(held, at=at, amount=amount, tag=None).values
     return tuple(values)

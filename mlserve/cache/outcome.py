@@ -52,6 +52,8 @@ class Degradation(StrEnum):
     """L2 did not answer in time; the source was read instead."""
     WINDOW_INCOMPLETE = "window_incomplete"
     """The transaction is too late for the recent history that is kept: its windows may miss some."""
+    EMBEDDING_BUILDS_DIFFER = "embedding_builds_differ"
+    """The customer's and the merchant's embeddings are of two builds; the affinity is its default."""
     DECISION_SPOOLED = "decision_spooled"
     """Postgres could not take the decision; it lies in the durable spool of the host and follows."""
 

@@ -49,6 +49,9 @@ BREAKER_OPEN = Gauge(
 BREAKER_OPENED = Counter("mlserve_breaker_opened_total", "Times that a breaker opened.", ["tier"])
 SOURCE_LOADS = Counter("mlserve_source_loads_total", "Keys read from Postgres on a miss.", ["namespace"])
 SOURCE_ERRORS = Counter("mlserve_source_errors_total", "Reads of Postgres that failed.", ["reason"])
+EMBEDDING_BUILDS_DIFFER = Counter(
+    "mlserve_embedding_builds_differ_total", "Scores whose affinity was its default: the embeddings were of two builds."
+)
 FEATURE_AGE = Histogram(
     "mlserve_feature_age_seconds", "Age of the feature groups behind scores.", ["namespace"], buckets=AGE_BUCKETS_S
 )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from features import compute
 from features.compute import AMOUNT_UNITS, DAY_US, VectorPlan, activity_windows, transaction_tag
-from features.definitions import ALL_FEATURES, BASELINE_FEATURES, MODEL_FEATURES
+from features.definitions import ALL_FEATURES, BASELINE_FEATURES, EMBEDDING_SIZE, MODEL_FEATURES
 
 DAY = 86_400
 _START = 1_700_000_000
@@ -93,8 +93,8 @@ def test_profiles_and_affinity_are_the_same_for_serving_and_training(
     groups = {
         "customer_profile": profile,
         "merchant_profile": profile and profile[:2],
-        "customer_embedding": left,
-        "merchant_embedding": right,
+        "customer_embedding": [*left, 7.0],
+        "merchant_embedding": [*right, 7.0],
     }
     served = dict(
         zip(plan.names, plan.derive(occurred_at=at, amount=amount, tag=None, groups=groups).values, strict=True)
@@ -217,3 +217,20 @@ def test_a_tag_is_a_whole_number_of_32_bits() -> None:
     assert transaction_tag("1") == 0x6B86B273
     assert all(0 <= transaction_tag(str(n)) < 2**32 for n in range(100))
     assert DAY_US == DAY * 1_000_000
+
+
+def test_embeddings_of_two_builds_are_not_compared() -> None:
+    """Nor is one that was stored before builds had numbers: the default stands, and it is said."""
+    plan = VectorPlan(["affinity"])
+
+    def derived(customer: list[float] | None, merchant: list[float] | None) -> compute.Derived:
+        groups = {"customer_embedding": customer, "merchant_embedding": merchant}
+        return plan.derive(occurred_at=0.0, amount=1.0, tag=None, groups=groups)
+
+    place = [0.5] * EMBEDDING_SIZE
+    alike = derived([*place, 1.0], [*place, 1.0])
+    assert alike.values == pytest.approx((1.0,)) and not alike.unrelated
+    assert derived([*place, 1.0], [*place, 2.0]) == compute.Derived((0.0,), False, True)
+    assert derived(place, [*place, 1.0]) == compute.Derived((0.0,), False, True)
+    assert derived(place, place) == compute.Derived((0.0,), False, True)
+    assert derived(None, [*place, 1.0]) == compute.Derived((0.0,), False, False)  # unknown is another matter

@@ -13,7 +13,7 @@ from django.db import connection, transaction
 from features import refresh, tasks
 from features.activity import lock_customers, update_activity
 from features.definitions import BUILT_GROUPS, EMBEDDING_SIZE, GROUPS
-from features.embeddings import embed
+from features.embeddings import embed, with_build
 from features.models import FeatureRow, Transaction
 from features.refresh import build
 from tests.features.ledgers import START, payment, record, some_payments
@@ -163,6 +163,28 @@ def test_embeddings_place_customers_near_the_merchants_that_they_pay() -> None:
     assert np.allclose(
         left @ right.T, [[np.log(3), np.log(2), 0, 0], [np.log(2), np.log(3), 0, 0], [0] * 4, [0, 0, np.log(3), 0]]
     )
+
+
+def test_the_number_of_a_build_names_its_axes() -> None:
+    """The same result has the same number, another one another; exact in a float64, and on both sides."""
+    customer, merchant = np.array([0, 0, 1]), np.array([0, 1, 1])
+    left, right = with_build(*embed(2, 2, customer, merchant))
+    assert left.shape == right.shape == (2, EMBEDDING_SIZE + 1)
+    numbers = {*left[:, -1], *right[:, -1]}
+    assert len(numbers) == 1 and all(number == int(number) < 2**53 for number in numbers)
+    assert with_build(*embed(2, 2, customer, merchant))[0][0, -1] in numbers
+    assert with_build(*embed(2, 2, np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])))[0][0, -1] not in numbers
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_build_stores_its_number_with_both_sides() -> None:
+    """A build of one side alone too: it is the number of the whole."""
+    record(some_payments(30, days=3))
+    build(["customer_embedding", "merchant_embedding"], as_of=NOW, now=NOW)
+    stored = [values for group in ("customer_embedding", "merchant_embedding") for values in _stored(group).values()]
+    assert len({values[-1] for values in stored}) == 1
+    build(["merchant_embedding"], as_of=NOW, now=NOW)
+    assert {values[-1] for values in _stored("merchant_embedding").values()} == {stored[0][-1]}
 
 
 def test_embeddings_of_nothing_are_zeros() -> None:

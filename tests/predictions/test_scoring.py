@@ -1,3 +1,4 @@
+import json
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -10,6 +11,7 @@ from features.models import FeatureRow, Transaction
 from features.point_in_time import training_vectors
 from features.refresh import build
 from mlserve.cache.wiring import engine
+from mlserve.observability import metrics
 from predictions.models import Decision
 from tests.fixtures.population import Answer, World
 
@@ -268,3 +270,25 @@ def test_serving_and_training_derive_the_same_vector(world: World) -> None:
     derived = dict(zip(names, offline.X[row].tolist(), strict=True))
     assert len(names) == 15
     assert {name: online[name] for name in names} == pytest.approx(derived, abs=1e-6)
+
+
+def test_embeddings_of_two_builds_give_the_default_and_a_flag(world: World) -> None:
+    """As after a build of which one side is still the copy of before; singly and in a batch, counted."""
+    before = world.score()
+    assert before.values["affinity"] != 0
+    row = FeatureRow.objects.filter(group="merchant_embedding", entity_id=world.merchant)
+    (values,) = row.values_list("values", flat=True)
+    try:
+        row.update(values=[*values[:-1], values[-1] + 1])
+        counted = metrics.EMBEDDING_BUILDS_DIFFER._value.get()
+        answer = world.score(max_age_s=0)
+        (affinity,) = [feature for feature in answer.body["features"] if feature["name"] == "affinity"]
+        assert answer.body["degraded_reasons"] == ["embedding_builds_differ"]
+        assert (affinity["value"], affinity["tier"], affinity["as_of"]) == (0.0, "default", None)
+        requests = {"transactions": [world.request(max_age_s=0), world.request(max_age_s=0, merchant_id="M2")]}
+        response = world.client.post("/v1/scores/batch", json.dumps(requests), content_type="application/json")
+        reasons = [result["answer"]["degraded_reasons"] for result in response.json()["results"]]
+        assert reasons == [["embedding_builds_differ"], []]
+        assert metrics.EMBEDDING_BUILDS_DIFFER._value.get() == counted + 2
+    finally:
+        row.update(values=values)
