@@ -3,6 +3,8 @@ from importlib import import_module
 from django.apps import AppConfig
 from django.db.models.signals import post_migrate
 
+from mlserve.at_start import register_start
+from mlserve.health import register_check
 from mlserve.platform.diagnosis import register
 
 
@@ -18,3 +20,6 @@ class FeaturesConfig(AppConfig):
         register("relay", diagnosis.diagnose_relay)
         register("guards", diagnosis.diagnose_guards)
         import_module("features.checks")
+        policies = import_module("features.policies")
+        register_start("policies", policies.start_polling)
+        register_check("policies", policies.policies_are_confirmed, required=False)

@@ -32,6 +32,8 @@ class ErrorCode(StrEnum):
     """The body is JSON, but not what was asked for; `errors` names every wrong field."""
     INTERNAL = "internal"
     NO_ACTIVE_MODEL = "no_active_model"
+    MODEL_UNUSABLE = "model_unusable"
+    """The model version that is active cannot be loaded, and this host has no other."""
     FEATURES_UNAVAILABLE = "features_unavailable"
     """A policy forbids to score without a feature group that could not be read."""
     SOURCE_UNAVAILABLE = "source_unavailable"
@@ -56,6 +58,7 @@ STATUS_OF: dict[ErrorCode, HTTPStatus] = {
     ErrorCode.INVALID_FIELDS: HTTPStatus.UNPROCESSABLE_ENTITY,
     ErrorCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
     ErrorCode.NO_ACTIVE_MODEL: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.MODEL_UNUSABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.FEATURES_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.SOURCE_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -77,6 +80,7 @@ TITLE_OF: dict[ErrorCode, str] = {
     ErrorCode.INVALID_FIELDS: "Some fields are wrong",
     ErrorCode.INTERNAL: "Something went wrong here",
     ErrorCode.NO_ACTIVE_MODEL: "No model is active",
+    ErrorCode.MODEL_UNUSABLE: "The active model cannot be loaded",
     ErrorCode.FEATURES_UNAVAILABLE: "Features that the policy demands are unavailable",
     ErrorCode.SOURCE_UNAVAILABLE: "The database does not answer",
     ErrorCode.OVERLOADED: "Too much is asked of this service at the moment",

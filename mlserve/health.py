@@ -1,7 +1,9 @@
 """Whether this process lives, and whether it can score: two different questions to an orchestrator.
 
 Not live: restart it. Not ready: send it no requests. A process without Valkey is ready, because it scores from
-Postgres, but says `degraded`. Every check has a time limit of its own, so that a frozen server cannot hang the answer.
+Postgres, and so is one without Postgres, because it scores from what is cached and keeps its decisions on the disk;
+both say `degraded`. Without a model nothing can be scored. Every check has a time limit of its own, so that a frozen
+server cannot hang the answer.
 """
 
 from collections.abc import Callable, Iterator
@@ -137,7 +139,7 @@ def _ping(url: str) -> str:
     return "answers"
 
 
-register_check("postgres", _postgres_answers, required=True)
+register_check("postgres", _postgres_answers, required=False)
 register_check("postgres_writes", _postgres_writes, required=False)
 register_check("cache", _cache_answers, required=False)
 register_check("broker", _broker_answers, required=False)

@@ -10,8 +10,9 @@ import weakref
 from collections.abc import Callable
 
 import structlog
-from django.db import close_old_connections, connections
+from django.db import DatabaseError, InterfaceError, close_old_connections, connections
 
+from mlserve.errors import MlserveError
 from mlserve.postgres.sessions import Kind, session_of
 
 _log = structlog.get_logger(__name__)
@@ -25,15 +26,22 @@ class Poller:
     logged when it first occurs, when it changes its type and when it is over. The thread's database connections go
     back to the pool after every poll, so that an idle poller holds none; without a pool it keeps its one.
 
+    `then` is called by the thread alone, after each poll, well or not, while others may poll: for what waits for a
+    disk. It must not raise.
+
     Threads do not survive a fork: the child starts without one and gets it with its next `ensure_started`.
     """
 
-    def __init__(self, name: str, interval_s: float, poll: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, interval_s: float, poll: Callable[[], None], *, then: Callable[[], None] = lambda: None
+    ) -> None:
         self.name = name
         self.interval_s = interval_s
         self._poll = poll
+        self._then = then
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._polled = False
         self._forget_thread()
         _pollers.add(self)
 
@@ -64,6 +72,24 @@ class Poller:
             self._poll()
             self._note(None)
 
+    def poll_first(self) -> None:
+        """Returns at once if a poll has ended since the start, well or because the source is away; else polls here.
+
+        A poll that is under way is waited for, and counts: however many call at once, they wait for one. Raises what
+        that poll failed with.
+        """
+        with self._polling:
+            error = self._error
+            if not self._polled or not isinstance(error, None | DatabaseError | InterfaceError | MlserveError):
+                try:
+                    self._poll()
+                except Exception as failure:
+                    self._note(failure)
+                    raise
+                self._note(None)
+            elif error is not None:
+                raise error.with_traceback(None)
+
     def stop(self) -> None:
         """Ends the thread and waits for a poll that is under way. `ensure_started` starts a new one."""
         with self._starting:
@@ -85,11 +111,12 @@ class Poller:
                 finally:
                     # Back to the pool; where there is none, a working connection is kept for the next poll.
                     close_old_connections()
+            self._then()
             stopped.wait(self.interval_s)
         connections.close_all()
 
     def _note(self, error: Exception | None) -> None:
-        before, self._error = self._error, error
+        before, self._error, self._polled = self._error, error, True
         if type(error) is type(before):
             return
         if error is None:
@@ -104,6 +131,7 @@ class Poller:
         self._stopped = threading.Event()
         self._thread = None
         self._error = None
+        self._polled = False
 
 
 def _forget_threads() -> None:

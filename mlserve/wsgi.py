@@ -14,6 +14,7 @@ from django.conf import settings  # noqa: E402
 
 from mlserve.api.admission import Admission  # noqa: E402
 from mlserve.api.gate import Gate  # noqa: E402
+from mlserve.at_start import begin_all  # noqa: E402
 from mlserve.cache.clock import SystemClock  # noqa: E402
 
 
@@ -27,3 +28,4 @@ application = Gate(
     batches=_admission(settings.BATCHES_AT_ONCE, settings.BATCHES_WAITING),
     other_bodies=_admission(settings.OTHER_BODIES_AT_ONCE, settings.OTHER_BODIES_WAITING),
 )
+begin_all()  # what serves is loaded before the first request asks for it

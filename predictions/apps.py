@@ -2,6 +2,7 @@ from importlib import import_module
 
 from django.apps import AppConfig
 
+from mlserve.at_start import register_start
 from mlserve.health import register_check
 from mlserve.platform.diagnosis import register
 
@@ -13,3 +14,6 @@ class PredictionsConfig(AppConfig):
         diagnosis = import_module("predictions.diagnosis")  # models exist only now
         register_check("model", diagnosis.model_is_active, required=True)
         register("model", diagnosis.diagnose_model)
+        active = import_module("predictions.registry.active")
+        register_start("active-model", active.start_polling)
+        register_check("activation", active.model_is_the_active_one, required=False)

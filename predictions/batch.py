@@ -30,6 +30,7 @@ from mlserve.observability import metrics
 from predictions import delivery
 from predictions.answers import make_response, needs_reasons, trace_of, what_was_asked_for
 from predictions.decisions import Decided, decide
+from predictions.doubts import doubts_about
 from predictions.identity import digest_of, transaction_of
 from predictions.journal import JournalEntry, Recorded, TransactionConflict, journal
 from predictions.messages import ScoreOptions, ScoreRequest, ScoreResponse, with_degradation
@@ -97,6 +98,7 @@ def score_batch(
     it has seen. Raises NoActiveModel.
     """
     cache, model, book = engine(), current_model(), policies_in_force()
+    doubts = doubts_about(book)
     delivery.ensure_delivering()
     lap = Laps(cache.clock.monotonic)
     places, candidates = _distinct(requests, dry_run=options.dry_run)
@@ -110,7 +112,7 @@ def score_batch(
     predicted = _predict(candidates, model, book=book, budget=budget, dry_run=options.dry_run)
     lap("predict")
     _decide(candidates, model)
-    _answer(candidates, model, book=book, predicted=predicted, options=options, decided_at=now)
+    _answer(candidates, model, book=book, doubts=doubts, predicted=predicted, options=options, decided_at=now)
     lap("decide")
     if not options.dry_run:
         recorded = _record(candidates, model, book=book, client=client)
@@ -320,6 +322,7 @@ def _answer(
     model: LoadedModel,
     *,
     book: PolicyBook,
+    doubts: frozenset[Degradation],
     predicted: Reading | None,
     options: ScoreOptions,
     decided_at: float,
@@ -343,7 +346,7 @@ def _answer(
             policy_version=book.version,
             derived=each.derived,
             outcomes=each.outcomes,
-            degradations=each.degradations,
+            degradations=each.degradations | doubts,
             prediction=each.prediction,
             decided=each.decided,
             reasons=reasons_of.get(id(each), ()),

@@ -32,6 +32,7 @@ from mlserve.observability import metrics
 from predictions import delivery
 from predictions.answers import make_response, needs_reasons, trace_of, what_was_asked_for
 from predictions.decisions import decide
+from predictions.doubts import doubts_about
 from predictions.identity import digest_of, transaction_of
 from predictions.journal import JournalEntry, journal, stored_response
 from predictions.messages import ScoreOptions, ScoreRequest, ScoreResponse, with_degradation
@@ -75,6 +76,7 @@ def score_transaction(
     NoActiveModel, FeaturesUnavailable, TransactionConflict, or an error of the journal; never on account of the cache.
     """
     cache, model, book = engine(), current_model(), policies_in_force()
+    doubts = doubts_about(book)
     delivery.ensure_delivering()
     lap = Laps(cache.clock.monotonic)
     budget = cache.budget()
@@ -112,7 +114,7 @@ def score_transaction(
         policy_version=book.version,
         derived=derived,
         outcomes=outcomes,
-        degradations=reading.degradations,
+        degradations=reading.degradations | doubts,
         prediction=predicted,
         decided=decided,
         reasons=explain(model, derived.values, currency=request.currency) if needs_reasons(options, decided) else (),

@@ -65,7 +65,7 @@ class ReadyView(PublicView):
         },
     )
     def get(self, _request: Request) -> HttpResponse:
-        """503 if Postgres does not answer or no model is active; without Valkey it is 200 and `degraded`."""
+        """503 if it has no model to score with; without Postgres, Valkey or the broker it is 200 and `degraded`."""
         result = readiness()
         if result.status == "unavailable":
             headers = {"Retry-After": str(_RETRY_AFTER_S)}

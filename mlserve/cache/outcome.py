@@ -56,6 +56,13 @@ class Degradation(StrEnum):
     """The customer's and the merchant's embeddings are of two builds; the affinity is its default."""
     DECISION_SPOOLED = "decision_spooled"
     """Postgres could not take the decision; it lies in the durable spool of the host and follows."""
+    MODEL_UNCONFIRMED = "model_unconfirmed"
+    """Postgres has not answered this process yet; the model is the one that served on this host when it last did."""
+    MODEL_FALLBACK = "model_fallback"
+    """The model version that is active cannot be loaded; the last one that could goes on serving."""
+    POLICIES_UNCONFIRMED = "policies_unconfirmed"
+    """Postgres has not answered this process yet; the policies are those of when it last answered on this host, or the
+    defaults where nobody knows any more."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):

@@ -107,10 +107,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PolicyBook(msgspec.Struct, frozen=True):
-    """All policies in force at one moment, and the version that scores name."""
+    """All policies in force at one moment, and the version that scores name.
+
+    `is_confirmed`: the source has said so, to this process. Otherwise they are what was in force when it last did.
+    """
 
     version: int
     policies: Mapping[str, Policy]
+    is_confirmed: bool = True
 
     def __getitem__(self, namespace: str) -> Policy:
         return self.policies[namespace]

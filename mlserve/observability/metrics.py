@@ -137,6 +137,18 @@ INSPECTION_LAG = Gauge(
     multiprocess_mode="livemostrecent",
 )
 
+LOCAL_COPIES = Counter(
+    "mlserve_local_copies_total",
+    "Copies of PostgreSQL's words on this host's disk, written and read.",
+    ["copy", "outcome"],
+)
+UNCONFIRMED = Gauge(
+    "mlserve_unconfirmed",
+    "1 if a process serves what PostgreSQL does not say is in force: from the disk, or the one before.",
+    ["what"],
+    multiprocess_mode="liveall",
+)
+
 RATE_LIMIT = Counter(
     "mlserve_rate_limit_total", "Requests refused by their key's limit, or decided without Redis.", ["outcome"]
 )

@@ -7,12 +7,15 @@ safe to share between threads, runs in the thread that calls it and starts none 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import isfinite
+from typing import ClassVar
 
 import msgspec
 import numpy as np
 import onnxruntime
 
-from mlserve.errors import MlserveError
+from features.compute import VectorPlan
+from mlserve.errors import ErrorCode, MlserveError
 from predictions.decisions import Thresholds
 from predictions.missing import OnMissingSource
 
@@ -25,7 +28,11 @@ FEATURE_NAMES_KEY = "feature_names"
 
 
 class ArtifactRefused(MlserveError):
-    """The bytes are not what the model version says. The message names what differs and both values."""
+    """A model version that cannot score: its bytes or its row are not what was registered, or make no sense to this
+    release. The message names what differs and both values."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.MODEL_UNUSABLE
+    retry_after_s: ClassVar[int | None] = 5
 
 
 def artifact_digest(onnx_bytes: bytes) -> str:
@@ -82,16 +89,15 @@ def load_artifact(
     on_missing_source: OnMissingSource = OnMissingSource.FOLLOW,
     activation_id: int | None = None,
 ) -> LoadedModel:
-    """Opens an artifact. Raises ArtifactRefused unless digest, model name, feature list and width are as said."""
+    """Opens an artifact. Raises ArtifactRefused unless digest, model name, feature list and width are as said, this
+    release knows the features, and it scores the baseline."""
     found = artifact_digest(onnx_bytes)
     if found != digest:
         raise ArtifactRefused(f"model {name} {version}: the artifact's SHA-256 is {found}, registered was {digest}")
-    if len(baseline) != len(feature_names):
-        raise ArtifactRefused(
-            f"model {name} {version}: {len(baseline)} baseline values for {len(feature_names)} features"
-        )
+    _check_row(name=name, version=version, feature_names=feature_names, baseline=baseline)
     session = open_session(onnx_bytes)
     _check_metadata(session, name=name, version=version, feature_names=feature_names)
+    _check_scores(session, np.array(baseline, np.float32), name=name, version=version)
     return LoadedModel(
         activation_id=activation_id,
         model_version_id=model_version_id,
@@ -125,19 +131,52 @@ def run_session(session: onnxruntime.InferenceSession, rows: np.ndarray) -> np.n
     return scores
 
 
+def _check_row(*, name: str, version: int, feature_names: Sequence[str], baseline: Sequence[float]) -> None:
+    if len(baseline) != len(feature_names):
+        raise ArtifactRefused(
+            f"model {name} {version}: {len(baseline)} baseline values for {len(feature_names)} features"
+        )
+    if not all(isinstance(value, float | int) and isfinite(value) for value in baseline):
+        raise ArtifactRefused(f"model {name} {version}: the baseline {list(baseline)} has values that are no numbers")
+    try:
+        VectorPlan([str(feature) for feature in feature_names])
+    except ValueError as error:
+        raise ArtifactRefused(f"model {name} {version}: this release cannot derive its vector: {error}") from None
+
+
 def _check_metadata(
     session: onnxruntime.InferenceSession, *, name: str, version: int, feature_names: Sequence[str]
 ) -> None:
     metadata = session.get_modelmeta().custom_metadata_map
     if metadata.get(MODEL_NAME_KEY) != name:
         raise ArtifactRefused(f"model {name} {version}: the artifact is of model {metadata.get(MODEL_NAME_KEY)!r}")
-    inside = msgspec.json.decode(metadata.get(FEATURE_NAMES_KEY, "null"))
+    try:
+        inside = msgspec.json.decode(metadata.get(FEATURE_NAMES_KEY, "null"))
+    except msgspec.MsgspecError as error:
+        raise ArtifactRefused(f"model {name} {version}: the artifact's feature list is not JSON: {error}") from None
     if inside != list(feature_names):
         raise ArtifactRefused(
             f"model {name} {version}: the artifact takes {inside}, the model version says {list(feature_names)}"
         )
-    width = session.get_inputs()[0].shape[1]
-    if width != len(feature_names):
+    inputs = [(each.name, each.shape) for each in session.get_inputs()]
+    if [(input_name, len(shape), shape[-1:]) for input_name, shape in inputs] != [
+        (INPUT_NAME, 2, [len(feature_names)])
+    ]:
         raise ArtifactRefused(
-            f"model {name} {version}: the artifact takes {width} inputs, the model version has {len(feature_names)}"
+            f"model {name} {version}: the artifact takes {inputs}, the model version has {len(feature_names)} inputs "
+            f"in one table named {INPUT_NAME}"
         )
+
+
+def _check_scores(session: onnxruntime.InferenceSession, baseline: np.ndarray, *, name: str, version: int) -> None:
+    """Scores two rows, as a batch is scored. An artifact may open and give no score all the same."""
+    try:
+        found = session.run(_OUTPUTS, {INPUT_NAME: np.stack((baseline, baseline))})[0]
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ArtifactRefused(f"model {name} {version}: the artifact cannot be run: {error}") from error
+    if not isinstance(found, np.ndarray) or found.shape != (2, 2) or found.dtype != np.float32:
+        told = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
+        raise ArtifactRefused(f"model {name} {version}: the artifact gives {told}, not float32 of shape (2, 2)")
+    scores = found[:, 1]
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ArtifactRefused(f"model {name} {version}: the artifact scores its baseline {scores[0]}, no probability")

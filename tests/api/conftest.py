@@ -6,6 +6,7 @@ import pytest
 from django.test import Client
 
 from mlserve import health
+from mlserve.api.key_copy import key_copy
 from mlserve.api.keys import issue_key
 from mlserve.api.lookup import directory
 
@@ -13,8 +14,10 @@ from mlserve.api.lookup import directory
 @pytest.fixture(autouse=True)
 def _empty_directory() -> Iterator[None]:
     directory.forget()
+    key_copy.forget()
     yield
     directory.forget()
+    key_copy.forget()
 
 
 @pytest.fixture
@@ -32,3 +35,5 @@ def client_with(db: None) -> Callable[..., Client]:
 def with_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Health asks whoever registered; what a model is, is the registry's matter and tested there."""
     monkeypatch.setitem(health._registry, "model", health._Registered(lambda: "fraud 1 is active", True))
+    for name in ("activation", "policies"):
+        monkeypatch.setitem(health._registry, name, health._Registered(lambda: "as PostgreSQL says", False))

@@ -13,7 +13,7 @@ from features.definitions import BASELINE_FEATURES
 from predictions.missing import OnMissingSource
 from predictions.models import ModelArtifact, ModelVersion
 from predictions.registry import active
-from predictions.registry.active import NoActiveModel, current_model, refresh
+from predictions.registry.active import NoActiveModel, Standing, current_model, refresh
 from predictions.registry.artifact import ArtifactRefused
 from predictions.registry.estimators import EstimatorKind
 from predictions.registry.export import export_skops
@@ -21,6 +21,7 @@ from predictions.registry.parity import Parity
 from predictions.registry.protocol import Periods, Quality
 from predictions.registry.register import ActivationRefused, activate, register, roll_back
 from predictions.registry.train import TrainedModel, TrainingPlan
+from tests.fixtures.population import forget_copies
 from tests.fixtures.servers import ServerHandle
 from tests.predictions.registry import examples
 
@@ -30,8 +31,10 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def _fresh_process() -> Iterator[None]:
     active.forget()
+    forget_copies()
     yield
     active.forget()
+    forget_copies()
 
 
 def _trained(*, seed: int = 0, passed: bool = True) -> TrainedModel:
@@ -139,7 +142,9 @@ def test_postgres_away_leaves_the_model_serving(postgres: ServerHandle) -> None:
         with pytest.raises(DatabaseError):
             refresh()
         assert current_model() is model
+        assert active.standing_of_model() is Standing.ACTIVE
         active.forget()
+        forget_copies()
         for _ in range(2):
             with pytest.raises(DatabaseError):
                 current_model()
