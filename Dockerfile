@@ -23,7 +23,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 RUN groupadd --system --gid 10001 mlserve \
     && useradd --system --uid 10001 --gid mlserve --no-create-home --home-dir /nonexistent mlserve \
     && install --directory --owner mlserve --group mlserve --mode 0700 \
-        /app/var/spool /run/mlserve /run/mlserve/metrics
+        /app/var/spool /app/var/last-known /run/mlserve /run/mlserve/metrics
 COPY --from=dependencies /opt/venv /opt/venv
 WORKDIR /app
 COPY manage.py ./

@@ -16,6 +16,7 @@ class FeaturesConfig(AppConfig):
         post_migrate.connect(import_module("features.synchronise").synchronise_definitions, sender=self)
         diagnosis = import_module("features.diagnosis")
         register("policies", diagnosis.diagnose_policies)
+        register("policies copy", diagnosis.diagnose_policies_copy)
         register("features", diagnosis.diagnose_features)
         register("relay", diagnosis.diagnose_relay)
         register("guards", diagnosis.diagnose_guards)

@@ -9,7 +9,8 @@ from django.utils import timezone
 from features.definitions import GROUPS
 from features.guards import TRIGGERS, broken_guards
 from features.models import FeatureRow, PolicyRevision, TtlPolicy
-from features.policies import is_proven
+from features.policies import is_proven, nonsense, policies_copy, rows_of
+from mlserve.local_copy import Unusable, moment
 from mlserve.platform.diagnosis import Finding, Level
 from mlserve.platform.proof import read_proof, why_unproven
 
@@ -23,6 +24,11 @@ def diagnose_policies() -> Iterator[Finding]:
     missing = sorted(set(GROUPS) - set(policies))
     if missing:
         yield _finding("policies", Level.FAIL, f"none for {', '.join(missing)}", "run `manage.py migrate`")
+        return
+    wrong = nonsense(rows_of(policies.values()))
+    if wrong:
+        fix = "correct the row in the admin, or by SQL"
+        yield _finding("policies", Level.FAIL, f"makes no sense: {'; '.join(wrong)}", fix)
         return
     in_l1 = [
         name
@@ -39,6 +45,21 @@ def diagnose_policies() -> Iterator[Finding]:
         )
     else:
         yield _finding("policies", Level.OK, f"version {version}, {len(policies)} policies in force")
+
+
+def diagnose_policies_copy() -> Iterator[Finding]:
+    """What a process that starts on this host while PostgreSQL is away would obey."""
+    try:
+        kept = policies_copy().read()
+    except FileNotFoundError:
+        detail = "none on this host: what starts while PostgreSQL is away obeys the defaults"
+        yield _finding("policies copy", Level.OK, detail)
+    except (OSError, Unusable) as error:
+        fix = "a running web process replaces it within a minute, if the disk takes it; else look at its log"
+        yield _finding("policies copy", Level.WARN, f"cannot be used: {error}", fix)
+    else:
+        detail = f"version {kept.content.version}, as of {moment(kept.confirmed_at)}"
+        yield _finding("policies copy", Level.OK, detail)
 
 
 def diagnose_features() -> Iterator[Finding]:

@@ -9,7 +9,7 @@ A row whose numbers make no sense is no reason to stop polling, nor to serve old
 
 import contextlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import ClassVar
 
 import msgspec
@@ -90,7 +90,7 @@ class _Book:
         try:
             version = PolicyRevision.objects.values_list("id", flat=True).first() or 0
             if self.current is None or not self.current.is_confirmed or self.current.version != version:
-                self._take(version, _rows())
+                self._take(version, rows_of(TtlPolicy.objects.all()))
         except (DatabaseError, InterfaceError):
             if self.current is None:
                 self._begin_without_postgres()
@@ -171,6 +171,11 @@ def is_proven(row: TtlPolicy | PolicyRow) -> bool:
     return row.freshness == TtlPolicy.Freshness.PROVEN and row.name != PREDICTION
 
 
+def rows_of(policies: Iterable[TtlPolicy]) -> tuple[PolicyRow, ...]:
+    """What the table says."""
+    return tuple(PolicyRow(**{field: getattr(row, field) for field in PolicyRow.__struct_fields__}) for row in policies)
+
+
 def nonsense(rows: Collection[PolicyRow]) -> list[str]:
     """Which rows say what cannot be obeyed, in words; each with what is done instead."""
     wrong = []
@@ -184,13 +189,6 @@ def nonsense(rows: Collection[PolicyRow]) -> list[str]:
                 wrong.append(f"{row.name}: {field} is {said:g}; {obeyed:g} is in force")
     missing = sorted(known.keys() - {row.name for row in rows})
     return wrong + [f"{name} has no row: its default is in force" for name in missing]
-
-
-def _rows() -> tuple[PolicyRow, ...]:
-    return tuple(
-        PolicyRow(**{field: getattr(row, field) for field in PolicyRow.__struct_fields__})
-        for row in TtlPolicy.objects.all()
-    )
 
 
 def _defaults(*, is_confirmed: bool) -> PolicyBook:

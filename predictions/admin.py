@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import msgspec
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model, QuerySet
+from django.db.models import Func, Model, QuerySet, TextField, Value
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -20,7 +20,7 @@ from mlserve.errors import MlserveError
 from predictions import stored
 from predictions.evaluation import evaluate_model
 from predictions.messages import ScoreResponse
-from predictions.models import Activation, Decision, ModelVersion
+from predictions.models import Activation, Decision, ModelArtifact, ModelVersion
 from predictions.registry.register import activate
 
 _METRICS = ("auc_roc", "average_precision", "card_precision_at_100")
@@ -119,9 +119,11 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="state")
     def serving(self, version: ModelVersion) -> SafeString | str:
-        return (
-            format_html('<span class="badge">{}</span>', "active") if version.pk == self._serving_id else "not active"
-        )
+        if version.pk != self._serving_id:
+            return "not active"
+        if _is_stored_whole(version):
+            return format_html('<span class="badge">{}</span>', "active")
+        return format_html('<span class="badge warn">{}</span>', "active, but its artifact was changed: refused")
 
     @admin.display(description="AUC ROC")
     def auc_roc(self, version: ModelVersion) -> str:
@@ -299,6 +301,14 @@ def _response_of(decision: Decision) -> ScoreResponse | None:
         return msgspec.json.decode(stored.unpack(decision.response), type=ScoreResponse)
     except (stored.AnswerUnreadable, msgspec.MsgspecError):
         return None
+
+
+def _is_stored_whole(version: ModelVersion) -> bool:
+    """Whether the stored artifact still has the digest that was registered. PostgreSQL compares: it may be large."""
+    stored = ModelArtifact.objects.filter(pk=version.pk).annotate(
+        digest=Func(Func("onnx", function="sha256"), Value("hex"), function="encode", output_field=TextField())
+    )
+    return version.digest in stored.values_list("digest", flat=True)
 
 
 def _number(value: object) -> str:

@@ -14,6 +14,7 @@ class PredictionsConfig(AppConfig):
         diagnosis = import_module("predictions.diagnosis")  # models exist only now
         register_check("model", diagnosis.model_is_active, required=True)
         register("model", diagnosis.diagnose_model)
+        register("model copy", diagnosis.diagnose_model_copy)
         active = import_module("predictions.registry.active")
         register_start("active-model", active.start_polling)
         register_check("activation", active.model_is_the_active_one, required=False)

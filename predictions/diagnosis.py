@@ -1,21 +1,24 @@
-"""What health and doctor say of the model that serves."""
+"""What health and doctor say of the model that serves, and of the copy that this host keeps of it."""
 
 from collections.abc import Iterator
 
+from mlserve.local_copy import Unusable, moment
 from mlserve.platform.diagnosis import Finding, Level
 from predictions.models import Activation
 from predictions.registry.active import current_model, load_model_version
+from predictions.registry.artifact import ArtifactRefused
+from predictions.registry.model_copy import ModelCopy
 
 
 def model_is_active() -> str:
     """For `/healthz/ready`: which model this process serves. Raises NoActiveModel and what loading raises."""
     model = current_model()
-    return f"{model.name} {model.version} is active"
+    return f"{model.name} {model.version} serves"
 
 
 def diagnose_model() -> Iterator[Finding]:
     """The newest activation must name an artifact that loads."""
-    activation = Activation.objects.select_related("model_version__artifact").first()
+    activation = Activation.objects.select_related("model_version").first()
     if activation is None:
         yield Finding(
             subject="model",
@@ -24,9 +27,39 @@ def diagnose_model() -> Iterator[Finding]:
             fix="run `manage.py train`, or `manage.py model activate VERSION`",
         )
         return
-    load_model_version(activation.model_version)
+    try:
+        load_model_version(activation.model_version)
+    except ArtifactRefused as refused:
+        yield Finding(
+            subject="model",
+            level=Level.FAIL,
+            detail=f"{activation.model_version} is active and cannot be loaded: {refused.detail}. Processes go on with "
+            "what they have; new ones take their host's copy, flagged unless it is of these very bytes",
+            fix="restore the version's row and artifact from a backup, or `manage.py model rollback`",
+        )
+        return
     yield Finding(
         subject="model",
         level=Level.OK,
         detail=f"{activation.model_version} is active since {activation.at:%Y-%m-%d %H:%M:%S} UTC",
     )
+
+
+def diagnose_model_copy() -> Iterator[Finding]:
+    """What a process that starts on this host while PostgreSQL is away would score with."""
+    try:
+        kept = ModelCopy().read()
+    except FileNotFoundError:
+        detail = "none on this host: a process that starts while PostgreSQL is away could not score"
+        yield Finding(subject="model copy", level=Level.OK, detail=detail)
+    except (OSError, Unusable, ArtifactRefused) as error:
+        yield Finding(
+            subject="model copy",
+            level=Level.WARN,
+            detail=f"cannot be used: {error}",
+            fix="a running web process replaces it within a minute, if the disk takes it; else look at its log",
+        )
+    else:
+        model = kept.content
+        detail = f"{model.name} {model.version}, activation {model.activation_id}, as of {moment(kept.confirmed_at)}"
+        yield Finding(subject="model copy", level=Level.OK, detail=detail)

@@ -42,14 +42,17 @@ class Confirmed(NamedTuple):
     at: float
 
 
+def keys_copy() -> LocalCopy[tuple[KeptKey, ...]]:
+    """The keys on this host's disk."""
+    return LocalCopy("keys", tuple[KeptKey, ...], schema=_SCHEMA, refresh_s=REFRESH_S)
+
+
 class KeyCopy:
     """Of one process. Thread-safe. `find` costs a look-up in memory, and reads the disk once per process at most."""
 
     def __init__(self) -> None:
         self.poller = Poller("api-keys", POLL_INTERVAL_S, self._poll, then=self._keep)
-        self._copy: LocalCopy[tuple[KeptKey, ...]] = LocalCopy(
-            "keys", tuple[KeptKey, ...], schema=_SCHEMA, refresh_s=REFRESH_S
-        )
+        self._copy = keys_copy()
         self._changing = threading.Lock()
         self._keys: dict[str, KeptKey] | None = None
         self._at = 0.0

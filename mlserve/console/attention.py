@@ -1,5 +1,7 @@
 """What an operator should look at first, in plain words and with the next step."""
 
+from typing import Final
+
 import msgspec
 
 from mlserve.console import units
@@ -25,6 +27,7 @@ def notices(report: Report, *, history_error: str, unproven: str = "") -> list[N
         found.append(Notice("error", "No model is active, so nothing can be scored. Train one: manage.py train"))
     if not report.l2.reachable:
         found.append(Notice("error", f"L2 is not reachable, so misses go to Postgres: {report.l2.error}"))
+    found.extend(_unconfirmed(report))
     found.extend(_breakers(report))
     if unproven:
         found.append(Notice("warning", unproven))
@@ -46,6 +49,22 @@ def notices(report: Report, *, history_error: str, unproven: str = "") -> list[N
         found.append(
             Notice("warning", f"No charts: the broker, which keeps the series, is not reachable: {history_error}")
         )
+    return found
+
+
+_OTHER: Final = {
+    "model": "score with another model than the one that is active, or with a copy that Postgres has not confirmed",
+    "policies": "obey a copy of the policies that Postgres has not confirmed",
+}
+
+
+def _unconfirmed(report: Report) -> list[Notice]:
+    found = []
+    for what, words in _OTHER.items():
+        pids = [str(each.pid) for each in report.unconfirmed if each.what == what]
+        if pids:
+            text = f"Processes {words}: {', '.join(pids)}. Their scores say so; /healthz/ready and doctor say why"
+            found.append(Notice("error", text))
     return found
 
 

@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from mlserve.console.samples import BreakerState, CounterKey, read_samples
+from mlserve.console.samples import BreakerState, CounterKey, Unconfirmed, read_samples
 
 STREAM = "mlserve:figures"
 SNAPSHOT_EVERY_S = 10
@@ -49,6 +49,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     l1_entries: int
     l1_bytes: int
     l2: L2Figures
+    unconfirmed: tuple[Unconfirmed, ...] = ()
 
 
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
@@ -64,6 +65,7 @@ def collect_figures(now: float) -> Figures:
         at=now,
         counters=samples.counters,
         breakers=samples.breakers,
+        unconfirmed=samples.unconfirmed,
         l1_entries=samples.l1_entries,
         l1_bytes=samples.l1_bytes,
         l2=_ask_l2(),

@@ -9,7 +9,7 @@ import msgspec
 from mlserve.cache.pays import TierPays, Timed, tier_pays
 from mlserve.console.figures import Figures, L2Figures
 from mlserve.console.inforce import InForce, ServingModel
-from mlserve.console.samples import BreakerState
+from mlserve.console.samples import BreakerState, Unconfirmed
 from mlserve.console.window import Buckets, Span, Window
 
 CACHE_TIERS = ("request", "l1", "l2")
@@ -120,6 +120,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     l2: L2Figures
     model: ServingModel | None
     in_force_error: str
+    unconfirmed: tuple[Unconfirmed, ...] = ()
 
     @property
     def has_traffic(self) -> bool:
@@ -141,6 +142,7 @@ def report_on(window: Window, figures: Figures, in_force: InForce) -> Report:
         ),
         journal=_journal(window),
         breakers=figures.breakers,
+        unconfirmed=figures.unconfirmed,
         breaker_openings=_whole(window.by_label("mlserve_breaker_opened_total")),
         l1=L1Report(
             entries=figures.l1_entries,

@@ -42,9 +42,17 @@ class BreakerState(msgspec.Struct, frozen=True, order=True):
     openness: float
 
 
+class Unconfirmed(msgspec.Struct, frozen=True, order=True):
+    """A process serves a `what` (`model`, `policies`) that PostgreSQL does not say to be in force."""
+
+    what: str
+    pid: int
+
+
 class Samples(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[CounterKey, float]
     breakers: tuple[BreakerState, ...]
+    unconfirmed: tuple[Unconfirmed, ...]
     l1_entries: int
     l1_bytes: int
 
@@ -53,6 +61,7 @@ def read_samples(directory: Path) -> Samples:
     """The sums over all processes; zeros where nothing has been counted yet."""
     counters: dict[CounterKey, float] = {}
     breakers: list[BreakerState] = []
+    unconfirmed: list[Unconfirmed] = []
     gauges: dict[str, float] = {}
     for metric in merged(directory):
         for sample in metric.samples:
@@ -61,11 +70,15 @@ def read_samples(directory: Path) -> Samples:
                 counters[key] = counters.get(key, 0.0) + sample.value
             elif sample.name == "mlserve_breaker_open":
                 breakers.append(BreakerState(sample.labels["tier"], int(sample.labels["pid"]), sample.value))
+            elif sample.name == "mlserve_unconfirmed":
+                if sample.value:
+                    unconfirmed.append(Unconfirmed(sample.labels["what"], int(sample.labels["pid"])))
             else:
                 gauges[sample.name] = sample.value
     return Samples(
         counters=counters,
         breakers=tuple(sorted(breakers)),
+        unconfirmed=tuple(sorted(unconfirmed)),
         l1_entries=int(gauges.get("mlserve_l1_entries", 0)),
         l1_bytes=int(gauges.get("mlserve_l1_bytes", 0)),
     )

@@ -136,9 +136,10 @@ def test_processes_that_share_metric_files_share_their_process_ids() -> None:
 
 
 def test_decisions_that_wait_for_postgres_outlive_the_container() -> None:
-    """Web spools to a volume."""
-    assert "spool:/app/var/spool" in SERVICES["web"]["volumes"]
-    assert "spool" in DOCUMENT["volumes"]
+    """Web spools to a volume, and what it knows of PostgreSQL is there for the next one."""
+    for name in ("spool", "last-known"):
+        assert f"{name}:/app/var/{name}" in SERVICES["web"]["volumes"]
+        assert name in DOCUMENT["volumes"]
 
 
 def test_commands_are_the_demos() -> None:
