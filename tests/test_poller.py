@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 
 from mlserve.poller import Poller
 
@@ -142,6 +142,75 @@ def test_a_forked_child_polls_with_a_thread_of_its_own(poller: Poller, polls: Po
             finally:
                 os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("error", [None, OperationalError("away")])
+def test_those_who_need_the_first_poll_wait_for_one(error: Exception | None) -> None:
+    """However many they are; what it failed with is what each of them gets."""
+    entered, go_on, raised, polled = threading.Event(), threading.Event(), [], []
+
+    def poll() -> None:
+        polled.append(threading.get_ident())
+        entered.set()
+        assert go_on.wait(WAIT_S)
+        if error is not None:
+            raise error
+
+    def first() -> None:
+        try:
+            poller.poll_first()
+        except OperationalError as failure:
+            raised.append(failure)
+
+    poller = Poller("first", 1_000, poll)
+    poller.ensure_started()
+    assert entered.wait(WAIT_S)
+    threads = [threading.Thread(target=first) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    go_on.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    poller.stop()
+    assert len(polled) == 1
+    assert raised == ([] if error is None else [error] * 8)
+
+
+def test_an_error_that_nobody_foresaw_is_not_taken_for_the_answer() -> None:
+    """The next caller polls for itself."""
+    answers: list[Exception | None] = [RuntimeError("odd"), None]
+
+    def poll() -> None:
+        error = answers.pop(0)
+        if error is not None:
+            raise error
+
+    poller = Poller("odd", 1_000, poll)
+    with pytest.raises(RuntimeError):
+        poller.poll_first()
+    poller.poll_first()
+    poller.poll_first()
+    assert answers == []
+
+
+def test_what_follows_a_poll_holds_up_nobody(polls: Polls) -> None:
+    """It follows in the thread alone, after failures too, and others may poll meanwhile."""
+    polls.fail_with = RuntimeError("away")
+    follows, go_on = threading.Event(), threading.Event()
+
+    def then() -> None:
+        follows.set()
+        go_on.wait(WAIT_S)
+
+    poller = Poller("then", 0.001, polls, then=then)
+    poller.ensure_started()
+    assert follows.wait(WAIT_S)
+    polls.fail_with = None
+    poller.poll_now()
+    follows.clear()
+    go_on.set()
+    assert follows.wait(WAIT_S)
+    poller.stop()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -6,7 +6,15 @@ from collections.abc import Callable
 import pytest
 from django.db import OperationalError
 
-from mlserve.api.lookup import ASK_AFTER_S, FRESH_FOR_S, KEPT_FOR_S, RETRY_AFTER_FAILURE_S, ApiClient, KeyDirectory
+from mlserve.api.lookup import (
+    ASK_AFTER_S,
+    FRESH_FOR_S,
+    KEPT_FOR_S,
+    RETRY_AFTER_FAILURE_S,
+    ApiClient,
+    Kept,
+    KeyDirectory,
+)
 
 ALICE = ApiClient("mls_alice", "alice", frozenset({"score"}))
 
@@ -181,3 +189,33 @@ def test_right_keys_are_bounded_too(directory: KeyDirectory, source: Source) -> 
     for digest in source.keys:
         directory.find(digest)
     assert list(directory._known) == ["7", "8", "9"]
+
+
+def test_a_key_that_only_the_copy_knows_is_good_for_what_is_left_of_the_ten_minutes(
+    source: Source, clock: Hands
+) -> None:
+    """A restart begins no new ten minutes; afterwards nobody can vouch for it."""
+    source.away = True
+    kept_at, begun_at = clock.now, clock.now + 100
+    directory = KeyDirectory(load=source, clock=clock, kept=lambda _: Kept(ALICE, clock.now - kept_at))
+    clock.now = begun_at
+    assert directory.find("good") is ALICE
+    assert directory.find("good") is ALICE
+    assert source.asked == 1
+    clock.now = kept_at + KEPT_FOR_S - 0.001
+    assert directory.find("good") is ALICE
+    clock.now += RETRY_AFTER_FAILURE_S
+    with pytest.raises(OperationalError):
+        directory.find("good")
+    later = KeyDirectory(load=source, clock=clock, kept=lambda _: Kept(ALICE, clock.now - kept_at))
+    with pytest.raises(OperationalError):
+        later.find("good")
+
+
+def test_whoever_keeps_keys_is_told_of_those_that_are_not_valid(source: Source, clock: Hands) -> None:
+    """As soon as it is known here."""
+    told: list[str] = []
+    directory = KeyDirectory(load=source, clock=clock, revoked=told.append)
+    directory.find("good")
+    directory.find("bad")
+    assert told == ["bad"]

@@ -11,9 +11,9 @@ from tests.predictions.registry import examples
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 
 
-def make_model(version: int, *, passed: bool = True) -> ModelVersion:
-    """A registered model version with a real artifact."""
-    onnx = examples.onnx_of()
+def make_model(version: int, *, passed: bool = True, seed: int = 0) -> ModelVersion:
+    """A registered model version with a real artifact; of another seed, another one."""
+    onnx = examples.onnx_of(seed=seed)
     model_version = ModelVersion.objects.create(
         version=version,
         estimator="logistic_regression",

@@ -11,7 +11,7 @@ from django.test import Client
 from django.utils import timezone
 
 from features.models import LabelReport, Transaction
-from predictions.models import Activation, Decision, ModelVersion
+from predictions.models import Activation, Decision, ModelArtifact, ModelVersion
 from predictions.registry import active
 from tests.console.records import make_decision, make_model
 
@@ -49,6 +49,17 @@ def test_a_confirmed_activation_serves_and_is_on_record(as_operator: Client) -> 
     activation = Activation.objects.get()
     assert (activation.model_version_id, activation.reason) == (version.pk, "olga: better")
     assert "better" in LogEntry.objects.get().change_message
+
+
+def test_a_changed_artifact_shows_where_it_is_active(as_operator: Client) -> None:
+    """In the list; what serves goes on, so nobody else would tell."""
+    version = make_model(1)
+    Activation.objects.create(model_version=version)
+    assert "refused" not in as_operator.get(_LIST).content.decode()
+    ModelArtifact.objects.filter(pk=version.pk).update(onnx=b"changed")
+    assert "active, but its artifact was changed: refused" in as_operator.get(_LIST).content.decode()
+    ModelArtifact.objects.filter(pk=version.pk).delete()
+    assert "refused" in as_operator.get(_LIST).content.decode()
 
 
 def test_a_model_that_may_not_serve_is_refused_with_the_reason(as_operator: Client) -> None:

@@ -7,7 +7,7 @@ from mlserve.console.attention import notices
 from mlserve.console.figures import Figures, L2Figures
 from mlserve.console.inforce import InForce, ServingModel
 from mlserve.console.report import Report, report_on
-from mlserve.console.samples import BreakerState, CounterKey
+from mlserve.console.samples import BreakerState, CounterKey, Unconfirmed
 from mlserve.console.window import Span, Window
 
 _MODEL = ServingModel(id=1, name="fraud", version=1, estimator="boosted_trees", since=datetime(2026, 1, 1, tzinfo=UTC))
@@ -18,11 +18,14 @@ def _report(
     counters: dict[CounterKey, float],
     *,
     breakers: tuple[BreakerState, ...] = (),
+    unconfirmed: tuple[Unconfirmed, ...] = (),
     l2: L2Figures | None = None,
     in_force: InForce = _IN_FORCE,
 ) -> Report:
     l2 = l2 or L2Figures(reachable=True, server="Valkey 9")
-    figures = Figures(at=1000.0, counters=counters, breakers=breakers, l1_entries=0, l1_bytes=0, l2=l2)
+    figures = Figures(
+        at=1000.0, counters=counters, breakers=breakers, l1_entries=0, l1_bytes=0, l2=l2, unconfirmed=unconfirmed
+    )
     return report_on(Window(seconds=10.0, counters=counters), figures, in_force)
 
 
@@ -117,6 +120,7 @@ def test_what_is_broken_comes_with_its_name() -> None:
             ("mlserve_scores_total", "approve", "true"): 1,
         },
         breakers=(BreakerState("l2", 11, 1.0), BreakerState("l2", 12, 0.0), BreakerState("l2", 13, 0.5)),
+        unconfirmed=(Unconfirmed("model", 14), Unconfirmed("model", 15), Unconfirmed("policies", 16)),
         l2=L2Figures(reachable=False, error="refused"),
         in_force=InForce(fresh_for_s={}, model=None),
     )
@@ -126,6 +130,8 @@ def test_what_is_broken_comes_with_its_name() -> None:
         "L2 is not reachable",
         "refused",
         "processes 11, 13",
+        "another model than the one that is active, or with a copy that Postgres has not confirmed: 14, 15",
+        "a copy of the policies that Postgres has not confirmed: 16",
         "100",
         "timeout 2",
         "3 decisions",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from mlserve.console.samples import BreakerState, read_samples
+from mlserve.console.samples import BreakerState, Unconfirmed, read_samples
 from tests.console.metric_files import MetricFiles
 
 _COUNT_ONE_HIT = """
@@ -38,9 +38,12 @@ def test_live_gauges_of_the_dead_do_not_count(metrics_dir: Path) -> None:
     for pid in (os.getpid(), _dead_pid()):
         files = MetricFiles(metrics_dir, pid)
         files.gauge("mlserve_breaker_open", 1.0, mode="liveall", tier="l2")
+        files.gauge("mlserve_unconfirmed", 1.0, mode="liveall", what="model")
+        files.gauge("mlserve_unconfirmed", 0.0, mode="liveall", what="policies")
         files.gauge("mlserve_l1_bytes", 100.0, mode="livesum")
     samples = read_samples(metrics_dir)
     assert samples.breakers == (BreakerState("l2", os.getpid(), 1.0),)
+    assert samples.unconfirmed == (Unconfirmed("model", os.getpid()),)
     assert samples.l1_bytes == 100
 
 

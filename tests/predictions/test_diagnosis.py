@@ -6,12 +6,16 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from features.diagnosis import diagnose_features, diagnose_policies
+from features.diagnosis import diagnose_features, diagnose_policies, diagnose_policies_copy
 from features.models import FeatureRow, TtlPolicy
+from features.policies import policies_copy
+from mlserve import local_copy
 from mlserve.platform.diagnosis import Level
-from predictions.diagnosis import diagnose_model
-from predictions.models import Activation
+from predictions.diagnosis import diagnose_model, diagnose_model_copy
+from predictions.models import Activation, ModelArtifact
+from predictions.registry.model_copy import ModelCopy
 from tests.fixtures.population import World
+from tests.fixtures.waiting import until
 
 
 class _Undone(Exception):
@@ -42,3 +46,30 @@ def test_what_is_missing_is_named_with_the_fix(world: World) -> None:
         assert "train" in model.fix and "merchant_risk" in late.detail
         assert "customer_activity" in in_l1.detail and "merchant_risk" in missing.detail
         raise _Undone
+
+
+def test_what_is_active_and_broken_is_named_with_the_fix(world: World) -> None:
+    """A changed artifact, a policy that makes no sense."""
+    with pytest.raises(_Undone), transaction.atomic():
+        ModelArtifact.objects.update(onnx=b"changed")
+        TtlPolicy.objects.filter(name="merchant_risk").update(grace_s=-1)
+        (model,), (policy,) = diagnose_model(), diagnose_policies()
+        assert (model.level, policy.level) == (Level.FAIL, Level.FAIL)
+        assert "SHA-256" in model.detail and "rollback" in model.fix
+        assert "merchant_risk: grace_s is -1; 0 is in force" in policy.detail
+        raise _Undone
+
+
+def test_what_this_host_remembers_is_said_with_its_moment(world: World) -> None:
+    """None, whole, or damaged; without asking PostgreSQL."""
+    (model,), (policies,) = diagnose_model_copy(), diagnose_policies_copy()
+    assert "none on this host" in model.detail and "none on this host" in policies.detail
+    world.score()
+    until(lambda: ModelCopy().load() is not None and policies_copy().load() is not None)
+    (model,), (policies,) = diagnose_model_copy(), diagnose_policies_copy()
+    assert (model.level, policies.level) == (Level.OK, Level.OK)
+    assert "fraud 1, activation" in model.detail and "as of 20" in model.detail and "as of 20" in policies.detail
+    for path in local_copy.folder().glob("*.json"):
+        path.write_bytes(b"torn")
+    (model,), (policies,) = diagnose_model_copy(), diagnose_policies_copy()
+    assert (model.level, policies.level) == (Level.WARN, Level.WARN)

@@ -1,10 +1,12 @@
 """The served model: right scores, and no scores from wrong bytes."""
 
+import json
 import os
 import threading
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from features.definitions import ALL_FEATURES, BASELINE_FEATURES
@@ -70,6 +72,55 @@ def test_an_artifact_of_something_else_is_refused(changes: dict[str, Any], messa
     """Another model's name, another order of features or another width do not load."""
     with pytest.raises(ArtifactRefused, match=message):
         _load(examples.onnx_of(), **changes)
+
+
+def _graph(weights: np.ndarray, *, input_name: str = "features", output_name: str = "probabilities") -> bytes:
+    """An artifact that multiplies its input by `weights`."""
+    node = onnx.helper.make_node("MatMul", [input_name, "weights"], [output_name])
+    graph = onnx.helper.make_graph(
+        [node],
+        "fraud",
+        [onnx.helper.make_tensor_value_info(input_name, onnx.TensorProto.FLOAT, [None, len(weights)])],
+        [onnx.helper.make_tensor_value_info(output_name, onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(weights.astype(np.float32), "weights")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 15)], ir_version=8)
+    return _with_metadata(model, json.dumps(BASELINE_FEATURES))
+
+
+def _with_metadata(model: onnx.ModelProto, feature_names: str) -> bytes:
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {"model_name": "fraud", "feature_names": feature_names})
+    return bytes(model.SerializeToString())
+
+
+_WIDTH = len(BASELINE_FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("onnx_bytes", "message"),
+    [
+        (_with_metadata(onnx.load_from_string(examples.onnx_of()), "[not JSON"), "is not JSON"),
+        (_with_metadata(onnx.load_from_string(examples.onnx_of()), "5"), "the artifact takes 5"),
+        (_graph(np.full((_WIDTH, 2), np.nan)), "no probability"),
+        (_graph(np.full((_WIDTH, 2), 9.0)), "no probability"),
+        (_graph(np.full((_WIDTH, 2), -9.0)), "no probability"),
+        (_graph(np.zeros((_WIDTH, 1))), r"shape \(2, 1\)"),
+        (_graph(np.zeros((_WIDTH, 3))), r"shape \(2, 3\)"),
+        (_graph(np.zeros((_WIDTH, 2)), input_name="rows"), "one table named features"),
+        (_graph(np.zeros((_WIDTH, 2)), output_name="scores"), "cannot be run"),
+        (_graph(np.zeros((_WIDTH + 1, 2))), "the artifact takes"),
+    ],
+)
+def test_an_artifact_that_opens_and_gives_no_score_is_refused(onnx_bytes: bytes, message: str) -> None:
+    """It is found out when it is loaded, and not by every score."""
+    with pytest.raises(ArtifactRefused, match=message):
+        _load(onnx_bytes, baseline=(1.0,) * _WIDTH)
+
+
+def test_a_graph_of_probabilities_is_taken() -> None:
+    """What the refused ones above differ from."""
+    _load(_graph(np.full((_WIDTH, 2), 0.01)), baseline=(1.0,) * _WIDTH)
 
 
 def test_bytes_that_are_no_model_are_refused() -> None:
