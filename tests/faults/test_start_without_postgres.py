@@ -1,5 +1,7 @@
 """A process starts while the source of truth is away, and scores with what this host knew last."""
 
+from typing import Any
+
 import pytest
 
 from mlserve import local_copy
@@ -25,10 +27,9 @@ def test_a_process_that_starts_meanwhile_scores_as_the_one_before(
 ) -> None:
     """Same model, policies and key; flagged until PostgreSQL confirms them; the decision is kept and arrives."""
     world.edit_policy("merchant_risk", use_l1=False, use_l2=False)  # as the inspector switches a group off
-    with web_process() as web:
-        before = web.post(world.request())
-        until(_copies_are_written)
-        web.kill()
+    before = _scored_by_a_process_that_was_killed(world) if harm == "kill" else world.score().body
+    world.settle()
+    until(_copies_are_written)
     getattr(postgres, harm)()
     with web_process() as web:
         during = web.ask("POST", "/v1/scores?include=features,trace", world.request())
@@ -52,3 +53,12 @@ def test_a_process_that_starts_meanwhile_scores_as_the_one_before(
         until(lambda: web.post(world.request())["degraded_reasons"] == [])
         until(lambda: world.stored(during.json["transaction_id"]))
     assert world.stored(during.json["transaction_id"]) == during.json
+
+
+def _scored_by_a_process_that_was_killed(world: World) -> dict[str, Any]:
+    """Its answer. It has kept copies of what it served with."""
+    with web_process() as web:
+        answer = web.post(world.request())
+        until(_copies_are_written)
+        web.kill()
+    return answer
