@@ -34,26 +34,34 @@ class _Active:
     def __init__(self) -> None:
         self.model: LoadedModel | None = None
         self.poller = Poller("active-model", POLL_INTERVAL_S, self._poll)
-        self._refused: tuple[int, ArtifactRefused] | None = None
+        self._refused: tuple[tuple[int, int, str], ArtifactRefused] | None = None
 
     def _poll(self) -> None:
-        found = Activation.objects.values_list("id", "model_version__on_missing_source").first()
+        found = Activation.objects.values_list(
+            "id", "model_version_id", "model_version__digest", "model_version__on_missing_source"
+        ).first()
         if found is None:
             self.model = None
             raise NoActiveModel
-        newest, rule = found
-        if self.model is not None and self.model.activation_id == newest:
+        # Not the number alone: in a database that was restored it may stand for another model.
+        activation_id, model_version_id, digest, rule = found
+        newest = (activation_id, model_version_id, digest)
+        if self.model is not None and _identity(self.model) == newest:
             if self.model.on_missing_source != rule:
                 self.model = replace(self.model, on_missing_source=OnMissingSource(rule))
             return
         if self._refused is not None and self._refused[0] == newest:  # artifacts never change: no use reading it again
             raise self._refused[1]
-        activation = Activation.objects.select_related("model_version__artifact").get(pk=newest)
+        activation = Activation.objects.select_related("model_version__artifact").get(pk=activation_id)
         try:
-            self.model = load_model_version(activation.model_version, activation_id=newest)
+            self.model = load_model_version(activation.model_version, activation_id=activation_id)
         except ArtifactRefused as refused:
             self._refused = (newest, refused)
             raise
+
+
+def _identity(model: LoadedModel) -> tuple[int | None, int, str]:
+    return model.activation_id, model.model_version_id, model.digest
 
 
 _active = _Active()
