@@ -66,7 +66,9 @@ class Unjournaled(Exception):
     """The triggers that write the journal are not all there: what changes now is seen by nobody."""
 
     def __init__(self) -> None:
-        super().__init__(f"the triggers of {TABLE} that write the journal are not all there; `manage.py doctor` names them")
+        super().__init__(
+            f"the triggers of {TABLE} that write the journal are not all there; `manage.py doctor` names them"
+        )
 
 
 def judge(held: Watermark | None, kept: KeptPartition | None, present: Incarnation, span: Span | None) -> Lost | None:
