@@ -71,6 +71,14 @@ def announce(ids: Mapping[str, Sequence[str]]) -> None:
             process.poller.ensure_started()
 
 
+def distrust() -> None:
+    """All filters of all processes are unusable until the next build: they were made of another database.
+
+    Raises StoreUnreachable.
+    """
+    BloomStore(l2_client).end_stream()
+
+
 def problem() -> str | None:
     """Why this process's filters are unusable, or why it did not take over the newest generation."""
     return _of_this_process().follower.problem

@@ -13,6 +13,7 @@ never stops the entries behind it.
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -30,6 +31,7 @@ from features.write_behind import FIELD, STREAM, Batch
 from features.writes import drop_copies
 from mlserve.cache.keys import Key
 from mlserve.observability import metrics
+from mlserve.postgres.retries import retry_contention
 from mlserve.postgres.sessions import Kind, session_of
 
 GROUP = "flush"
@@ -146,7 +148,7 @@ def _flush(entry: _Entry, now: datetime, report: FlushReport) -> None:
     if entry.claimed and entry.appended_at < (now - KEPT).timestamp():
         raise _Unacceptable("expired")
     batch = _decode(entry.fields, now)
-    applied = _apply(batch, now)
+    applied = retry_contention(partial(_apply, batch, now), what="flush of the write-behind stream")
     drop_copies([Key(MERCHANT_TRAFFIC.entity, delta.merchant_id, MERCHANT_TRAFFIC.name) for delta in batch.deltas])
     metrics.WRITE_BEHIND_FLUSHED.labels("applied" if applied else "duplicate").inc()
     if applied:

@@ -110,7 +110,7 @@ WITH added AS (
     FROM json_to_recordset(convert_from(%(rows)b, 'UTF8')::json) AS given (
         id text, occurred_at timestamptz, customer_id text, merchant_id text, amount numeric, currency text
     )
-    ORDER BY id
+    ORDER BY id COLLATE "C"
     ON CONFLICT (id) DO NOTHING
     RETURNING id, customer_id, occurred_at, amount
 ), arrived AS (

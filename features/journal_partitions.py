@@ -3,7 +3,8 @@
 A partition is dropped when it is a day old and every watermark that Postgres remembers lies behind its last line. A
 week is the limit whatever the watermarks say, so that an installation without a relay does not fill its disk: a
 watermark as old as that is answered by a new epoch, as is any that a trimmed journal cannot continue. The number up to
-which lines are gone is noted in the same database transaction as the drop.
+which lines are gone is noted in the same database transaction as the drop. Lines with numbers of this server's future
+were brought from another one: nobody needs them, and what is noted does not count them.
 
 Nothing here may hold up a writer: each lock is waited for a fraction of a second, and what is busy now is done by the
 next run.
@@ -97,7 +98,7 @@ def _drop(name: str, *, whatever: bool) -> bool:
     with connection.cursor() as cursor:
         # The parent first, as writers do. Who has written and not committed holds it, so no line can come late.
         cursor.execute("LOCK TABLE ONLY features_journal IN ACCESS EXCLUSIVE MODE")
-        cursor.execute(f"SELECT xid::text FROM {name} ORDER BY xid DESC LIMIT 1")
+        cursor.execute(f"SELECT xid::text FROM {name} WHERE {_OF_HERE} ORDER BY xid DESC LIMIT 1")
         last = cursor.fetchone()
         if last is not None:
             cursor.execute(_WANTED, last)
@@ -113,10 +114,12 @@ def _trim_default(now: datetime) -> int:
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_DELETE_OLD, (now - KEPT, now - KEPT_AT_MOST))
         lines, last = cursor.fetchone()
-        if lines:
+        if last is not None:
             cursor.execute(_NOTE_TRIMMED, (last,))
     return int(lines)
 
+
+_OF_HERE = "xid < pg_snapshot_xmax(pg_current_snapshot())"
 
 _WANTED = "SELECT EXISTS (SELECT FROM features_cachepartition WHERE pg_snapshot_xmin(snapshot) <= %s::xid8)"
 
@@ -125,10 +128,10 @@ _NOTE_TRIMMED = "UPDATE features_cachepartition SET trimmed = greatest(trimmed, 
 _DELETE_OLD = f"""
 WITH gone AS (
     DELETE FROM {_DEFAULT} AS line
-    WHERE at < %s AND (at < %s OR NOT EXISTS (
+    WHERE at < %s AND (at < %s OR NOT ({_OF_HERE}) OR NOT EXISTS (
         SELECT FROM features_cachepartition WHERE pg_snapshot_xmin(snapshot) <= line.xid
     ))
     RETURNING xid
 )
-SELECT count(*), (SELECT xid::text FROM gone ORDER BY xid DESC LIMIT 1) FROM gone
+SELECT count(*), (SELECT xid::text FROM gone WHERE {_OF_HERE} ORDER BY xid DESC LIMIT 1) FROM gone
 """

@@ -1,7 +1,8 @@
 """The TTL policies in force in this process: edited in Postgres, obeyed by every process within a second.
 
-A poller asks for the newest revision and loads the policies when it changed; requests read the book that the last
-poll left. With Postgres away the last book stays in force. A process that starts without Postgres begins with the
+A poller reads all of them together with the number of the newest revision, in one statement, and compares: a number
+alone would not tell of a row that was removed, nor of a database that was restored. Requests read the book that the
+last poll left. With Postgres away the last book stays in force. A process that starts without Postgres begins with the
 copy on this host's disk, or with the definitions' defaults if there is none; either is not confirmed, and says so.
 
 A row whose numbers make no sense is no reason to stop polling, nor to serve old values as fresh (`_duration`).
@@ -16,6 +17,7 @@ import msgspec
 import structlog
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
+from django.db.models import Subquery
 
 from features.definitions import GROUPS, DefaultPolicy
 from features.models import PolicyRevision, TtlPolicy
@@ -87,20 +89,22 @@ class _Book:
 
     def _poll(self) -> None:
         asked_at = SystemClock().now()
+        newest = Subquery(PolicyRevision.objects.values("id")[:1])
         try:
-            version = PolicyRevision.objects.values_list("id", flat=True).first() or 0
-            if self.current is None or not self.current.is_confirmed or self.current.version != version:
-                self._take(version, rows_of(TtlPolicy.objects.all()))
+            found = list(TtlPolicy.objects.annotate(revision=newest))
         except (DatabaseError, InterfaceError):
             if self.current is None:
                 self._begin_without_postgres()
             raise
+        self._take(found[0].revision or 0 if found else 0, rows_of(found))
         self._confirmed_at = asked_at
 
     def _take(self, version: int, rows: Collection[PolicyRow]) -> None:
+        loaded = KeptPolicies(version=version, rows=tuple(sorted((_obeyed(row) for row in rows), key=_name_of)))
+        if loaded == self._loaded and self.current is not None and self.current.is_confirmed:
+            return
         for wrong in nonsense(rows):
             _log.error("policy_makes_no_sense", policy=wrong)
-        loaded = KeptPolicies(version=version, rows=tuple(_obeyed(row) for row in rows))
         self._loaded, self.current = loaded, _book_of(loaded)
         metrics.UNCONFIRMED.labels("policies").set(0)
 
@@ -117,6 +121,10 @@ class _Book:
     def _keep(self) -> None:
         if self._loaded is not None:
             self._copy.save(self._loaded, confirmed_at=self._confirmed_at)
+
+
+def _name_of(row: PolicyRow) -> str:
+    return row.name
 
 
 _book = _Book()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from hashlib import blake2b
 
 from django.db import connection, transaction
@@ -36,9 +37,10 @@ from features.ledger import Ledger, Names, microseconds, read_ledger
 from features.progress import Progress, silent
 from features.writes import Invalidated, write_around
 from mlserve.cache.keys import Key
+from mlserve.postgres.retries import retry_contention
 
-ACTIVITY_CHUNK = 500
-"""Customers per database transaction: a score of one of them waits for the rest of its chunk, some 100 ms."""
+ACTIVITY_CHUNK = 200
+"""Customers per database transaction: a score of one of them waits for the rest of its chunk, some 50 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,8 @@ def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: 
         wanted.remove(CUSTOMER_ACTIVITY.name)
         written[CUSTOMER_ACTIVITY.name] = _build_activity(as_of, now, progress)
     if wanted:
-        written |= _build_computed(wanted, as_of, now, progress)
+        what = f"build of {', '.join(wanted)}"
+        written |= retry_contention(partial(_build_computed, wanted, as_of, now, progress), what=what)
     invalidated = _invalidate(written, progress)
     return BuildReport(
         as_of=as_of,
@@ -114,17 +117,22 @@ def _build_activity(as_of: datetime, now: datetime, progress: Progress) -> _Writ
     rows, changed, inserted = 0, [], []
     for start in range(0, len(customers), ACTIVITY_CHUNK):
         chunk = customers[start : start + ACTIVITY_CHUNK]
-        with transaction.atomic(), connection.cursor() as cursor:
-            lock_customers(cursor, chunk)
-            before = load_rows(cursor, [(CUSTOMER_ACTIVITY.name, customer) for customer in chunk]).rows
-            after = update_activity(cursor, chunk, now, until=until)
-            new = [row.entity_id for row in after if row.inserted]
-            announce({CUSTOMER_ACTIVITY.entity: new})
-        inserted += new
-        rows += len(after)
-        changed += _changed(before, after)
+        written = retry_contention(partial(_write_activity, chunk, now, until), what="build of customer_activity")
+        inserted += written.inserted
+        rows += written.rows
+        changed += written.changed
         progress(CUSTOMER_ACTIVITY.name, min(1.0, (start + ACTIVITY_CHUNK) / len(customers)))
     return _Written(rows, changed, inserted)
+
+
+def _write_activity(customers: list[str], now: datetime, until: datetime | None) -> _Written:
+    with transaction.atomic(), connection.cursor() as cursor:
+        lock_customers(cursor, customers)
+        before = load_rows(cursor, [(CUSTOMER_ACTIVITY.name, customer) for customer in customers]).rows
+        after = update_activity(cursor, customers, now, until=until)
+        new = [row.entity_id for row in after if row.inserted]
+        announce({CUSTOMER_ACTIVITY.entity: new})
+    return _Written(len(after), _changed(before, after), new)
 
 
 def _changed(before: Iterable[StoredRow], after: Iterable[StoredRow]) -> list[str]:

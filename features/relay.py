@@ -10,16 +10,23 @@ Where a watermark cannot be continued, nobody can tell which copies are out of d
 epoch: all its copies are void at once. That is so if
 
 * it is gone or unreadable (FLUSHALL, a restart, a value of somebody else's, another key of the seal),
-* Postgres is not the one that it speaks of (a promoted standby, a restored backup, another server),
+* Postgres is not the one that it speaks of (a promoted standby, a restored dump or backup, a copy, another server),
 * the journal was trimmed past it, or holds more than is worth telling one by one.
 
-The new epoch is durable in Postgres before the cache hears of it, so no number ever means two things.
+The new epoch is durable in Postgres before the cache hears of it, so no number ever means two things. One that is
+durable and not in the cache yet, because somebody raised it and did not come to tell it, is as good as another one:
+whatever is wrong with the watermark, it is taken on to that epoch and no further one is raised. So one event costs each
+partition one epoch, also where relays race, die in between, or do not reach a node.
+
+Where Postgres is another one, all that it keeps of the cache in numbers of transactions is made its own first
+(`Journal.begin_anew`). While the triggers that write the journal are not all there (in the middle of a restore, or
+switched off by hand) nothing is told and nothing promised, and the first relay that finds them again begins anew.
 """
 
 import os
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -27,7 +34,8 @@ import msgspec
 import psycopg
 import structlog
 
-from features.journal import Incarnation, Journal, Kept, KeptPartition, Span
+from features.guards import TABLE
+from features.journal import EPOCHS_SKIPPED, Incarnation, Journal, Kept, KeptPartition, Span
 from mlserve.cache.clock import Clock
 from mlserve.cache.tiers.batches import Answer, Applied, Batches, EntityChange, Raced, Step, Unanswered, by_partition
 from mlserve.cache.watermark import Watermark
@@ -54,11 +62,20 @@ class Lost(StrEnum):
     TOO_MANY_CHANGES = "too_many_changes"
 
 
+class Unjournaled(Exception):
+    """The triggers that write the journal are not all there: what changes now is seen by nobody."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"the triggers of {TABLE} that write the journal are not all there; `manage.py doctor` names them"
+        )
+
+
 def judge(held: Watermark | None, kept: KeptPartition | None, present: Incarnation, span: Span | None) -> Lost | None:
     """Whether `span`, which begins at the snapshot of `held`, continues it. None: it does."""
     if kept is None:
         return Lost.NEW_PARTITION
-    if kept.incarnation != present:
+    if not kept.written_here or kept.incarnation != present:
         return Lost.OTHER_POSTGRES
     if held is None or span is None:
         return Lost.NO_WATERMARK
@@ -91,15 +108,28 @@ class Stop(Protocol):
 
 
 class Relay:
-    """Not thread-safe. `partitions`: how many the cache has."""
+    """Not thread-safe. `partitions`: how many the cache has.
 
-    def __init__(self, *, journal: Journal, batches: Batches, partitions: int, clock: Clock) -> None:
+    `before_anew` is called when Postgres turned out to be another one, before that is made good in it: what else the
+    cache holds of the one before has to go. If it raises, the next tick begins with it again.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        batches: Batches,
+        partitions: int,
+        clock: Clock,
+        before_anew: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = f"{os.getpid()}-{secrets.token_hex(3)}"
         self.tally = Tally()
         self._journal = journal
         self._batches = batches
         self._partitions = partitions
         self._clock = clock
+        self._before_anew = before_anew
         self._held: dict[int, bytes] = {}
         """The watermark of each partition as it was last seen; without those that must be asked for."""
         self._promised: dict[int, Watermark] = {}
@@ -117,7 +147,8 @@ class Relay:
     def tick(self) -> set[int]:
         """Takes each partition to this moment; returns those that were.
 
-        Others have lost a race, or do not answer and are left alone for a while. Raises psycopg's errors.
+        Others have lost a race, or do not answer and are left alone for a while. Raises psycopg's errors, and
+        Unjournaled.
         """
         self.tally.ticks += 1
         asked = self._away.answering(range(self._partitions))
@@ -179,6 +210,9 @@ class Relay:
         spans = {mark.snapshot: None for mark in held.values() if mark is not None}
         read = {snapshot: self._journal.since(snapshot) for snapshot in spans}
         kept = self._journal.kept()
+        if not kept.journaled:
+            self._journal.distrust()
+            raise Unjournaled
         steps: dict[int, Step] = {}
         lost: dict[int, Lost] = {}
         told: dict[str, dict[int, list[EntityChange]]] = {}
@@ -201,20 +235,44 @@ class Relay:
     ) -> dict[int, Step]:
         if not lost:
             return {}
-        above = {partition: mark.epoch if (mark := held[partition]) else 0 for partition in lost}
-        self._journal.raise_epochs(above, kept)
-        self.tally.epochs_raised += len(lost)
+        # Where the watermark is older than the kept epoch, that one was raised and nobody has told it.
+        wanted = {
+            partition: mark.epoch if (mark := held[partition]) else 0
+            for partition in lost
+            if not _has_untold_epoch(held[partition], kept, partition)
+        }
+        if wanted:
+            self._raise_epochs(wanted, {partition: lost[partition] for partition in wanted}, held, kept)
         # First the snapshot, then the epochs: one that was raised by a change in the snapshot must not be missed.
         now = self._journal.now()
         after = self._journal.kept().partitions
-        for why in sorted(set(lost.values())):
-            of_reason = sorted(partition for partition in lost if lost[partition] is why)
-            say = _log.info if why is Lost.NEW_PARTITION else _log.warning
-            say("epoch_raised", relay=self.name, why=str(why), partitions=of_reason)
         return {
             partition: Step(self._held[partition], held[partition], self._watermark(after[partition].epoch, now))
             for partition in lost
         }
+
+    def _raise_epochs(
+        self,
+        wanted: Mapping[int, int],
+        lost: Mapping[int, Lost],
+        held: Mapping[int, Watermark | None],
+        kept: Kept,
+    ) -> None:
+        """Durable on return. `wanted`: the numbers that the new epochs must exceed."""
+        unknown_to_postgres = not kept.partitions and any(mark is not None for mark in held.values())
+        if Lost.OTHER_POSTGRES in lost.values() or unknown_to_postgres:
+            self._before_anew()
+            # Where there is no watermark nobody knows which epochs the other server gave after what is kept.
+            jump = {at: kept.partitions[at].epoch + EPOCHS_SKIPPED for at in wanted if at in kept.partitions}
+            if not self._journal.begin_anew({at: above or jump.get(at, 0) for at, above in wanted.items()}, kept):
+                return  # another relay was quicker
+        else:
+            self._journal.raise_epochs(wanted, kept)
+        self.tally.epochs_raised += len(wanted)
+        for why in sorted(set(lost.values())):
+            of_reason = sorted(partition for partition in lost if lost[partition] is why)
+            say = _log.info if why is Lost.NEW_PARTITION else _log.warning
+            say("epoch_raised", relay=self.name, why=str(why), partitions=of_reason)
 
     def _watermark(self, epoch: int, span: Span) -> Watermark:
         return Watermark(epoch, span.snapshot, span.safe_time, self.name)
@@ -253,6 +311,15 @@ class Relay:
             elif isinstance(answer, Raced):
                 self.tally.races += 1
                 metrics.RELAY_CHAIN_RACES.inc()
+
+
+def _has_untold_epoch(held: Watermark | None, kept: Kept, partition: int) -> bool:
+    return (
+        held is not None
+        and partition in kept.partitions
+        and kept.is_of_here(partition)
+        and kept.partitions[partition].epoch > held.epoch
+    )
 
 
 class _Away:

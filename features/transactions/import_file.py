@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from features.transactions.read_ahead import read_ahead
 from features.transactions.rejects import RejectsFile
 from features.transactions.rows import Reject, TransactionFile
 from features.transactions.validation import Checked, check_rows
+from mlserve.postgres.retries import retry_contention
 
-CHUNK_ROWS = 50_000
-"""Rows per commit: what an interruption can cost, and 20 MB of memory."""
+CHUNK_ROWS = 5_000
+"""Rows per commit: what an interruption can cost, and locks that are held for some 0.2 s. Scores and label reports of
+the same transactions wait for that."""
 WEEK = timedelta(days=7)
 
 
@@ -67,7 +70,9 @@ def import_file(
     try:
         checked_batches = ((batch, check_rows(batch, shift=shift)) for batch in file.batches(rows=chunk_rows))
         for batch, checked in read_ahead(checked_batches):
-            loaded = copy_transactions(connection, checked.good, since=since)
+            loaded = retry_contention(
+                partial(copy_transactions, connection, checked.good, since=since), what="import of transactions"
+            )
             conflicts = [
                 Reject(checked.lines[conflict.position], conflict.field, conflict.reason, _shown(checked, conflict))
                 for conflict in loaded.conflicts

@@ -3,6 +3,10 @@
 The batch goes into a temporary table and from there into the ledger with ON CONFLICT DO NOTHING. What was not inserted
 is looked at again: the same contents are an id that is already known (or stands twice in the input), other contents are
 a conflict. Labels may arrive later than their transactions, so an unknown label of a known row is filled in.
+
+Others write to the ledger meanwhile: scores insert, label reports lock rows. Whoever does either takes its rows in the
+order of their ids, byte by byte, first those that are new to it and then those that it changes: so nobody waits in a
+circle. Batches are small enough that nobody waits for long.
 """
 
 from dataclasses import dataclass
@@ -31,7 +35,8 @@ _COPY = "COPY ledger_staged FROM STDIN (FORMAT text, NULL '')"
 _INSERT = f"""
 WITH inserted AS (
     INSERT INTO {LEDGER} (id, occurred_at, customer_id, merchant_id, amount, currency, is_fraud)
-    SELECT id, occurred_at, customer_id, merchant_id, amount, currency, is_fraud FROM ledger_staged ORDER BY position
+    SELECT id, occurred_at, customer_id, merchant_id, amount, currency, is_fraud FROM ledger_staged
+    ORDER BY id COLLATE "C", position
     ON CONFLICT DO NOTHING
     RETURNING id
 )
@@ -39,6 +44,10 @@ INSERT INTO ledger_inserted SELECT id FROM inserted
 """
 _SAME = """(s.occurred_at, s.customer_id, s.merchant_id, s.amount, s.currency)
     = (known.occurred_at, known.customer_id, known.merchant_id, known.amount, known.currency)"""
+_LOCK_UNLABELLED = f"""
+SELECT FROM {LEDGER} WHERE id IN (SELECT id FROM ledger_staged WHERE is_fraud IS NOT NULL) AND is_fraud IS NULL
+ORDER BY id COLLATE "C" FOR NO KEY UPDATE
+"""
 _LABEL = f"""
 UPDATE {LEDGER} AS ledger SET is_fraud = first_label.is_fraud
 FROM (
@@ -112,6 +121,7 @@ def copy_transactions(connection: BaseDatabaseWrapper, batch: LedgerBatch, *, si
         if imported == len(batch):
             return Loaded(imported=imported, already_known=0, duplicates=0, labelled=0, conflicts=())
         cursor.execute("ANALYZE ledger_staged; ANALYZE ledger_inserted")
+        cursor.execute(_LOCK_UNLABELLED)
         cursor.execute(_LABEL)
         labelled = cursor.rowcount
         cursor.execute(_NOT_INSERTED, [since])

@@ -14,7 +14,7 @@ from features.transactions import fraud
 from features.transactions.ledger_batch import LedgerBatch, joined
 from features.transactions.population import Floats, Integers, Population, cents
 
-BATCH_ROWS = 50_000
+BATCH_ROWS = 5_000
 DAY_S = 86_400
 WEEKEND_FACTOR = 1.2
 _HOURS = np.array(
@@ -31,7 +31,7 @@ _DAY, _LIVE = 5, 6  # streams of the seed; see fraud.py for the others
 def generate(
     population: Population, *, start: datetime, end: datetime, per_day: float, seed: int
 ) -> Iterator[LedgerBatch]:
-    """All transactions of [start, end), in order of time, to the second, under 100,000 in a batch; labels are known.
+    """All transactions of [start, end), in order of time, to the second, under 10,000 in a batch; labels are known.
 
     `per_day` is the mean number on a working day; weekends have a fifth more. Ids are `S<seed>-<day><number of the
     day>`: "shorter first, then by bytes" is the order of time. Memory holds one day.

@@ -21,6 +21,8 @@ STREAM = "mlserve:figures"
 SNAPSHOT_EVERY_S = 10
 SNAPSHOTS_KEPT = 360
 """One hour of them."""
+MAX_READ = 2 * SNAPSHOTS_KEPT
+"""Redis keeps some more than it is told."""
 _BROKER_TIMEOUT_S = 0.5
 """A page for people may wait this long for a server that hangs."""
 
@@ -90,7 +92,7 @@ def record_figures(broker_client: Redis, figures: Figures) -> None:
     try:
         _append(broker_client, figures)
     except ResponseError:
-        broker_client.delete(STREAM)
+        broker_client.unlink(STREAM)
         _append(broker_client, figures)
 
 
@@ -99,7 +101,9 @@ def read_series(broker_client: Redis, *, since: float, step_s: float = 0.0) -> l
 
     The newest is always among them. Raises `RedisError` if the broker is away; skips what it cannot decode.
     """
-    entries = cast("_Entries", broker_client.xrange(STREAM, min=int(since * 1000)) or [])
+    # From its end: whatever else has come into the stream, a page asks for no more than an hour has.
+    newest = broker_client.xrevrange(STREAM, min=int(since * 1000), count=MAX_READ)
+    entries = cast("_Entries", newest or [])[::-1]
     chosen: list[Figures] = []
     for position, (entry_id, fields) in enumerate(entries):
         taken_at = int(entry_id.partition(b"-")[0]) / 1000

@@ -1,11 +1,15 @@
 import threading
 
+import numpy as np
 import pytest
 import redis
 
+from mlserve.cache import hotkeys
 from mlserve.cache.hotkeys import (
     HOT_PER_MINUTE,
     HOT_SHARE,
+    MAX_MEMBERS,
+    MAX_REMOVED,
     MINUTES,
     HotKey,
     HotKeyCounter,
@@ -128,3 +132,69 @@ def test_hot_is_what_is_asked_for_often_and_by_a_good_share(per_minute: float, o
     replicas.choose([HotKey("customer", "a", HOT_PER_MINUTE)])
     replicas.choose([HotKey("customer", "a", per_minute), HotKey("customer", "rest", others)])
     assert replicas.replica_of("customer", "a") == hot
+
+
+def _rows(count: int, *, start: int = 0) -> dict[str | bytes, float]:
+    return {f"customer\x1f{start + number}": 1.0 + number % 7 for number in range(count)}
+
+
+def _milliseconds_of_redis(client: redis.Redis) -> float:
+    """That it has spent on commands since they were last counted anew."""
+    return float(sum(each["usec"] for each in client.info("commandstats").values())) / 1000
+
+
+def test_what_redis_does_for_it_is_bounded_whatever_the_sets_hold(redis_client: redis.Redis) -> None:
+    """Sets of 70,000 members, left by another version: 929 ms to read all of them at once."""
+    for minute in range(MINUTES):
+        name = hotkeys._minute_name(int(NOON // 60) - minute)
+        for start in range(0, 70_000, 10_000):
+            redis_client.zadd(name, _rows(10_000, start=start))
+    counter = HotKeyCounter()
+    for number in range(20):
+        _count(counter, f"hot-{number}", 100 + number)
+    redis_client.config_resetstat()
+    counter.publish(redis_client, now=NOON)
+    hot = read_hot_keys(redis_client, limit=1_000, now=NOON)
+    spent_ms = _milliseconds_of_redis(redis_client)
+    assert [key.id for key in hot[:20]] == [f"hot-{number}" for number in reversed(range(20))]
+    assert spent_ms < 50, "the budget of one request"
+    stats = redis_client.info("commandstats")
+    assert stats["cmdstat_zrevrange"]["calls"] == MINUTES
+
+
+def test_a_minutes_set_is_bounded_and_keeps_the_hottest(redis_client: redis.Redis) -> None:
+    """Processes that have no entity in common; what one adds at once never exceeds what is taken away."""
+    name = hotkeys._minute_name(int(NOON // 60))
+    hottest = HotKeyCounter()
+    _count(hottest, "hot", 3)
+    for process in range(MAX_MEMBERS // 500 + 3):
+        counter = HotKeyCounter()
+        for number in range(500):
+            counter.count("merchant", f"{process}-{number}")
+        counter.publish(redis_client, now=NOON)
+        if process == 0:
+            hottest.publish(redis_client, now=NOON)
+        assert redis_client.zcard(name) <= MAX_MEMBERS
+    assert redis_client.zcard(name) == MAX_MEMBERS
+    assert read_hot_keys(redis_client, limit=1, now=NOON)[0].id == "hot"
+    redis_client.zadd(name, _rows(3 * MAX_REMOVED))
+    before = redis_client.zcard(name)
+    hottest.count("customer", "hot")
+    hottest.publish(redis_client, now=NOON)
+    assert redis_client.zcard(name) == before - MAX_REMOVED
+
+
+def test_the_top_twenty_of_a_skewed_traffic_are_found(redis_client: redis.Redis) -> None:
+    """Zipf with exponent 0.99 over 50,000 entities, counted by eight processes: precision and recall of 0.99."""
+    random_source = np.random.default_rng(7)
+    weights = 1.0 / np.arange(1, 50_001) ** 0.99
+    chosen = random_source.choice(50_000, size=400_000, p=weights / weights.sum())
+    for minute, of_minute in enumerate(np.split(chosen, 5)):
+        for of_process in np.split(of_minute, 8):
+            counter = HotKeyCounter()
+            for number in of_process.tolist():
+                counter.count("customer", str(number))
+            counter.publish(redis_client, now=NOON + 60 * minute)
+    hot = read_hot_keys(redis_client, limit=20, now=NOON + 240)
+    counted = np.bincount(chosen, weights=np.repeat([0.7 ** (4 - minute) for minute in range(5)], 80_000))
+    assert [int(key.id) for key in hot] == np.argsort(-counted)[:20].tolist()

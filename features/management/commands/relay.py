@@ -11,8 +11,9 @@ import psycopg
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from features.existence import distrust
 from features.journal import Journal
-from features.relay import Relay
+from features.relay import Relay, Unjournaled
 from mlserve.cache.breaker import Breaker
 from mlserve.cache.clock import SystemClock
 from mlserve.cache.seal import make_seal
@@ -61,7 +62,8 @@ def _make_relay() -> Relay:
     clock = SystemClock()
     wire = make_wire("l2", new_breaker=lambda name: Breaker(name, clock, random_source=random.Random()), clock=clock)
     batches = Batches(wire, seal=make_seal(settings.CACHE_MAC_KEY))
-    return Relay(journal=Journal(), batches=batches, partitions=settings.CACHE_PARTITIONS, clock=clock)
+    partitions = settings.CACHE_PARTITIONS
+    return Relay(journal=Journal(), batches=batches, partitions=partitions, clock=clock, before_anew=distrust)
 
 
 def _run_once(relay: Relay) -> None:
@@ -73,7 +75,7 @@ def _run_once(relay: Relay) -> None:
             if not missing:
                 return
             clock.sleep(0.02)
-    except psycopg.Error as error:
+    except (psycopg.Error, Unjournaled) as error:
         raise CommandError(f"Postgres does not take part: {error}") from error
     raise CommandError(f"the cache does not take part: no step of partitions {sorted(missing)}")
 

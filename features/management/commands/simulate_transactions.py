@@ -4,6 +4,7 @@ import json
 import math
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -18,6 +19,7 @@ from features.transactions.progress import progress
 from features.transactions.read_ahead import read_ahead
 from features.transactions.simulate import generate
 from mlserve.arguments import whole_number
+from mlserve.postgres.retries import retry_contention
 
 FAILED, USAGE = 1, 2
 TRANSACTIONS_PER_CUSTOMER_DAY = 1.67
@@ -58,7 +60,7 @@ class Command(BaseCommand):
                 )
                 batches = generate(population, start=start, end=end, per_day=per_day, seed=seed)
                 for batch in read_ahead(batches):
-                    loaded = _load(batch, seed=seed)
+                    loaded = retry_contention(partial(_load, batch, seed=seed), what="simulated transactions")
                     rows += len(batch)
                     imported += loaded.imported
                     already_known += loaded.already_known

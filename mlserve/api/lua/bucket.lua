@@ -16,6 +16,11 @@ local rate, burst, keep_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
+if redis.call('HLEN', KEYS[1]) > 4096 then
+  -- More fields than there are processes anywhere: not ours, and too many to look at in one step.
+  redis.call('UNLINK', KEYS[1])
+end
+
 local left, at, elsewhere, holders = burst, now, 0, 1
 local gone = {}
 local fields = redis.call('HGETALL', KEYS[1])

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import DatabaseError, connection, connections
 from django.test.utils import CaptureQueriesContext
 
 from features.definitions import BASELINE_FEATURES
 from predictions.missing import OnMissingSource
-from predictions.models import ModelArtifact, ModelVersion
+from predictions.models import Activation, ModelArtifact, ModelVersion
 from predictions.registry import active
 from predictions.registry.active import NoActiveModel, Standing, current_model, refresh
 from predictions.registry.artifact import ArtifactRefused
@@ -21,6 +22,7 @@ from predictions.registry.parity import Parity
 from predictions.registry.protocol import Periods, Quality
 from predictions.registry.register import ActivationRefused, activate, register, roll_back
 from predictions.registry.train import TrainedModel, TrainingPlan
+from tests.features.sessions import conninfo
 from tests.fixtures.population import forget_copies
 from tests.fixtures.servers import ServerHandle
 from tests.predictions.registry import examples
@@ -198,3 +200,27 @@ def test_registering_at_the_same_time_gives_different_versions() -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == [1, 2, 3, 4]
+
+
+def test_an_activation_that_commits_after_a_later_one_serves() -> None:
+    """The newest is the one that was acknowledged last, not the one that drew its number last."""
+    one, other = register(_trained()), register(_trained(seed=1))
+    with psycopg.connect(conninfo()) as first:
+        first.execute("INSERT INTO predictions_activation (model_version_id, reason) VALUES (%s, '')", (one.pk,))
+        later = activate(other)
+        refresh()
+        assert current_model().version == other.version
+        first.commit()
+    refresh()
+    assert current_model().version == one.version
+    assert (current_model().activation_id or 0) > later.pk
+
+
+def test_a_restored_activation_of_another_model_under_the_same_number_is_noticed() -> None:
+    """The number alone does not say which model it was."""
+    activation = activate(register(_trained()))
+    refresh()
+    other = register(_trained(seed=1))
+    Activation.objects.filter(pk=activation.pk).update(model_version=other)
+    refresh()
+    assert (current_model().version, current_model().activation_id) == (other.version, activation.pk)
