@@ -10,8 +10,7 @@ round (`READINESS` in `settings/threads.py`); the others take the last result.
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from time import monotonic, perf_counter
 from typing import ClassVar, Final, Literal
 
@@ -187,32 +186,21 @@ def _run(name: str, registered: _Registered) -> CheckResult:
 def _postgres_answers() -> str:
     """By a connection of the pool, as scores read it: a server that takes no more connections may still serve those
     that it has."""
-    with _connection_given_back():
-        probe.read()
-        return f"PostgreSQL {connection.connection.info.server_version // 10_000} answers"
+    probe.read()
+    return f"PostgreSQL {connection.connection.info.server_version // 10_000} answers"
 
 
 def _postgres_writes() -> str:
     """Not required: without it scores are given, and decisions wait on this host's disk."""
-    with _connection_given_back():
-        try:
-            probe.require_writable()
-        except DatabaseError as error:
-            if failure_of(error) is Failure.READ_ONLY:
-                raise WritesRefused("takes no writes; decisions wait on this host's disk") from error
-            raise
+    try:
+        probe.require_writable()
+    except DatabaseError as error:
+        if failure_of(error) is Failure.READ_ONLY:
+            raise WritesRefused("takes no writes; decisions wait on this host's disk") from error
+        raise
     if engine().l3_write_breaker.state is State.CLOSED:
         return "takes writes"
     raise WritesRefused("did not take a write a moment ago; decisions wait on this host's disk")
-
-
-@contextmanager
-def _connection_given_back() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if not connection.in_atomic_block:
-            connection.close()
 
 
 def _cache_answers() -> str:

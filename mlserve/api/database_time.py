@@ -1,4 +1,4 @@
-"""How long a request may wait for PostgreSQL: for each statement as its kind of session says, and for all of them together.
+"""How long a request may wait for PostgreSQL: for each statement as its kind of session says, and for all together.
 
 A bound for each statement alone lets a page of ten queries hang for ten times as long.
 """
@@ -16,7 +16,7 @@ from mlserve.postgres.sessions import Kind, answer_within, session_of
 
 @contextmanager
 def database_within(altogether_s: float, *, kind: Kind) -> Iterator[None]:
-    """Sessions of that kind; Django's OperationalError for a statement that has not ended before `altogether_s` are over.
+    """Sessions of that kind; Django's OperationalError for a statement that has not ended when `altogether_s` are over.
 
     Getting a connection comes on top, once: the pool has a limit of its own.
     """
