@@ -19,7 +19,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     MLSERVE_VAR_DIR=/app/var \
     MLSERVE_LOG_FORMAT=json \
     PROMETHEUS_MULTIPROC_DIR=/run/mlserve/metrics \
-    GRANIAN_BLOCKING_THREADS=16
+    GRANIAN_BLOCKING_THREADS=26
 RUN groupadd --system --gid 10001 mlserve \
     && useradd --system --uid 10001 --gid mlserve --no-create-home --home-dir /nonexistent mlserve \
     && install --directory --owner mlserve --group mlserve --mode 0700 \

@@ -32,6 +32,8 @@ from mlserve.settings import env
 HOST = "127.0.0.1"
 THREADS = 4
 """Of the one web process that score at once: as in the demo."""
+_ALL_THREADS = 26
+"""With which so many score."""
 COMMITTING = 2 * THREADS
 """Connections where decisions are committed: as many scores again wait for that."""
 _START_S = 60.0
@@ -195,7 +197,7 @@ def _web(environment: Mapping[str, str], log: Path) -> Iterator[int]:
         log.open("wb") as out,
         subprocess.Popen(
             [sys.executable, *command.split(), "mlserve.wsgi:application"],
-            env={**environment, "GRANIAN_BLOCKING_THREADS": str(4 * THREADS)},
+            env={**environment, "GRANIAN_BLOCKING_THREADS": str(_ALL_THREADS)},
             stdout=out,
             stderr=subprocess.STDOUT,
         ) as server,

@@ -7,21 +7,20 @@
 | mlserve.W003 | the cache does not evict, or evicts keys without expiry | the same |
 | mlserve.E004 | L1 or L2 is not served by the backend that the engine is written for | every check |
 | mlserve.W005 | L2's keys fall into several parts on one server, or into one part on a cluster | every check |
-| mlserve.W007 | scores can take every thread of a web process | every check |
+| mlserve.W007 | requests that wait can take every thread of a web process | every check |
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import redis
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
 from mlserve.platform import l2_nodes, redis_facts
+from mlserve.settings import threads
 from mlserve.settings.redis_url import Mode
 
-ALL_WORK: Final = 4
-"""Up to so many threads, `settings/env.py` gives a place to each."""
 # The port of the URLs that `settings/base.py` puts where none is configured: nothing listens there.
 _NOWHERE = ":1"
 
@@ -65,18 +64,21 @@ def check_partitions(**_: Any) -> list[CheckMessage]:
 
 @register("mlserve")
 def check_threads_left(**_: Any) -> list[CheckMessage]:
-    """W007: whoever waits for a place keeps a thread, and it takes another one to refuse or to answer a health check.
+    """W007: whoever waits for a slot keeps a thread, and it takes another one to refuse or to answer a health check.
 
-    Knows the threads by granian's variable alone. So few that all of them work, and nobody waits, are a choice.
+    Knows the threads by granian's variable alone. So few that they cannot be divided are a choice, unless scores may
+    wait for each other on all of them.
     """
-    threads, at_once, waiting = settings.WEB_THREADS, settings.SCORES_AT_ONCE, settings.SCORES_WAITING
-    none_waits = waiting == 0 and at_once <= threads <= ALL_WORK
-    if at_once + waiting < threads or none_waits:
+    count, at_once, waiting = settings.WEB_THREADS, settings.SCORES_AT_ONCE, settings.SCORES_WAITING
+    taken = threads.divide(threads=count, at_once=at_once, waiting=waiting).threads
+    few = count <= threads.FEW and waiting == 0 and at_once <= count
+    if taken < count or few:
         return []
     return [
         Warning(
-            f"Scores can take {at_once} places and wait for them in {waiting}: {at_once + waiting} of the {threads} "
-            "threads of a web process. None is left that refuses more of them, or answers a health check.",
+            f"Scores have {at_once} slots and wait for them in {waiting}; with pages, other calls, metrics and batches "
+            f"that wait, {taken} threads can be taken, and a web process has {count}. None is left that refuses "
+            "more of them, or answers a health check.",
             hint="Leave MLSERVE_SCORES_AT_ONCE and MLSERVE_SCORES_WAITING unset, or raise GRANIAN_BLOCKING_THREADS, "
             "in the environment of the web process and of this check.",
             id="mlserve.W007",

@@ -38,8 +38,12 @@ class ErrorCode(StrEnum):
     """A policy forbids to score without a feature group that could not be read."""
     SOURCE_UNAVAILABLE = "source_unavailable"
     """Postgres did not answer, and nothing else can."""
+    SOURCE_READ_ONLY = "source_read_only"
+    """Postgres reads and does not write: nothing of the request was stored."""
+    SOURCE_CONTENTION = "source_contention"
+    """Somebody else holds what was wanted in Postgres: nothing of the request was stored."""
     OVERLOADED = "overloaded"
-    """More scores are asked for than this process can give; nothing of the request was looked at."""
+    """More is asked for than this process can give; nothing of the request was looked at."""
 
 
 STATUS_OF: dict[ErrorCode, HTTPStatus] = {
@@ -61,6 +65,8 @@ STATUS_OF: dict[ErrorCode, HTTPStatus] = {
     ErrorCode.MODEL_UNUSABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.FEATURES_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.SOURCE_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.SOURCE_READ_ONLY: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.SOURCE_CONTENTION: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
@@ -83,6 +89,8 @@ TITLE_OF: dict[ErrorCode, str] = {
     ErrorCode.MODEL_UNUSABLE: "The active model cannot be loaded",
     ErrorCode.FEATURES_UNAVAILABLE: "Features that the policy demands are unavailable",
     ErrorCode.SOURCE_UNAVAILABLE: "The database does not answer",
+    ErrorCode.SOURCE_READ_ONLY: "The database is read-only",
+    ErrorCode.SOURCE_CONTENTION: "Somebody else is changing the same rows",
     ErrorCode.OVERLOADED: "Too much is asked of this service at the moment",
 }
 

@@ -13,19 +13,26 @@ usual_kind(Kind.PAGE)  # what is neither the API's nor a background thread's
 from django.conf import settings  # noqa: E402
 
 from mlserve.api.admission import Admission  # noqa: E402
-from mlserve.api.gate import Gate  # noqa: E402
+from mlserve.api.gate import MAX_CALL_WAIT_S, MAX_PAGE_WAIT_S, Gate  # noqa: E402
 from mlserve.at_start import begin_all  # noqa: E402
 from mlserve.cache.clock import SystemClock  # noqa: E402
+from mlserve.settings.threads import Shares, Slots  # noqa: E402
+
+_shares: Shares = settings.THREAD_SHARES
 
 
-def _admission(at_once: int, most_waiting: int) -> Admission:
-    return Admission(at_once=at_once, most_waiting=most_waiting, clock=SystemClock())
+def _admission(slots: Slots, *, max_wait_s: float | None = None) -> Admission:
+    return Admission(at_once=slots.at_once, most_waiting=slots.waiting, clock=SystemClock(), max_wait_s=max_wait_s)
 
 
 application = Gate(
     _django,
-    scores=_admission(settings.SCORES_AT_ONCE, settings.SCORES_WAITING),
-    batches=_admission(settings.BATCHES_AT_ONCE, settings.BATCHES_WAITING),
-    other_bodies=_admission(settings.OTHER_BODIES_AT_ONCE, settings.OTHER_BODIES_WAITING),
+    scores=_admission(_shares.scores),
+    batches=_admission(_shares.batches),
+    pages=_admission(_shares.pages, max_wait_s=MAX_PAGE_WAIT_S),
+    forms=_admission(_shares.forms, max_wait_s=MAX_PAGE_WAIT_S),
+    calls=_admission(_shares.calls, max_wait_s=MAX_CALL_WAIT_S),
+    bodies=_admission(_shares.bodies, max_wait_s=MAX_CALL_WAIT_S),
+    metrics=_admission(_shares.metrics, max_wait_s=MAX_CALL_WAIT_S),
 )
 begin_all()  # what serves is loaded before the first request asks for it

@@ -13,6 +13,9 @@ patience in the place of dropping at intervals (Maurer, "Fail at Scale", ACM Que
 A score that waits for its commit does nothing meanwhile: it steps aside, the next one takes its place, and the commit
 that follows takes in all that have stepped aside until then. A request that waits, here or there, keeps a thread of the
 server, so there must be more threads than places in both: those that are left refuse, and answer what is not gated.
+
+Other kinds of requests have admissions of their own (`gate.py`). Who waits there is a person, or a caller without a
+millisecond to keep: a wait of a fixed time is right for them.
 """
 
 import threading
@@ -39,9 +42,14 @@ class Refusal(StrEnum):
 class Admission:
     """Thread-safe. Whoever is admitted leaves."""
 
-    def __init__(self, *, at_once: int, most_waiting: int, clock: Clock) -> None:
+    def __init__(self, *, at_once: int, most_waiting: int, clock: Clock, max_wait_s: float | None = None) -> None:
+        """`max_wait_s`: each waits so long, however the queue stands; for people, who would rather wait than ask again.
+
+        None: as the module says.
+        """
         self._at_once = at_once
         self._most_waiting = most_waiting
+        self._max_wait_s = max_wait_s
         self._monotonic = clock.monotonic
         self._lock = threading.Lock()
         self._under_way = 0
@@ -62,7 +70,7 @@ class Admission:
         return self._aside
 
     def enter(self) -> Refusal | None:
-        """None when the caller has a place, perhaps after a wait of at most `INTERVAL_S`."""
+        """None when the caller has a place, perhaps after a wait of at most `INTERVAL_S`, or `max_wait_s`."""
         with self._lock:
             if len(self._waiting) + self._aside + self._under_way >= self._at_once + self._most_waiting:
                 return Refusal.FULL
@@ -72,11 +80,11 @@ class Admission:
             now = self._monotonic()
             if not self._waiting:
                 self._last_empty = now
-            patience_s = TARGET_S if now - self._last_empty > INTERVAL_S else INTERVAL_S
+            timeout_s = TARGET_S if now - self._last_empty > INTERVAL_S else INTERVAL_S
             turn = threading.Lock()
             turn.acquire()
             self._waiting.append(turn)
-        if turn.acquire(timeout=patience_s):
+        if turn.acquire(timeout=timeout_s if self._max_wait_s is None else self._max_wait_s):
             return None
         with self._lock:
             try:

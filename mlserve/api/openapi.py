@@ -22,6 +22,9 @@ KEYED: Final = (
     ErrorCode.FORBIDDEN,
     ErrorCode.RATE_LIMITED,
     ErrorCode.SOURCE_UNAVAILABLE,
+    ErrorCode.SOURCE_READ_ONLY,
+    ErrorCode.SOURCE_CONTENTION,
+    ErrorCode.OVERLOADED,
 )
 """What any view behind an API key may answer."""
 

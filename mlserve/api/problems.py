@@ -9,21 +9,22 @@ from typing import Any, Final
 import msgspec
 import structlog
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
-from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
+from django.template.loader import render_to_string
 from django.views import csrf, defaults
 from rest_framework import exceptions
 from rest_framework.request import Request
 
+from mlserve.api.source_errors import retry_after, source_error_of
 from mlserve.errors import STATUS_OF, TITLE_OF, ErrorCode, FieldError, MlserveError
 from mlserve.observability.request_id import request_id_of
 
 CONTENT_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:mlserve:error:"
-SOURCE_RETRY_AFTER_S: Final = 2
-"""How long Postgres' pool tries before it gives up: sooner makes no sense."""
-_PAGES: Final = ("/admin/", "/static/")
+ADMIN: Final = "/admin/"
+_PAGES: Final = (ADMIN, "/static/", "/docs")
 """What people open in a browser gets Django's own error pages."""
+_READING: Final = ("GET", "HEAD", "OPTIONS")
 _REPEATED_CHARACTERS: Final = 200
 
 
@@ -85,16 +86,12 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
         case MlserveError():
             if STATUS_OF[error.code] >= 500:
                 _log.warning("request_failed", code=str(error.code), detail=error.detail)
-            wait = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-            return problem_response(request, error.code, error.detail, errors=error.errors, headers=wait)
-        case OperationalError() | InterfaceError():
-            _log.warning("request_failed", code=str(ErrorCode.SOURCE_UNAVAILABLE), detail=str(error))
             return problem_response(
-                request,
-                ErrorCode.SOURCE_UNAVAILABLE,
-                "The database does not answer; try again.",
-                headers={"Retry-After": str(SOURCE_RETRY_AFTER_S)},
+                request, error.code, error.detail, errors=error.errors, headers=_retry_header(error)
             )
+        case _ if (answer := source_error_of(error)) is not None:
+            _log.warning("request_failed", code=str(answer.code), detail=str(error))
+            return problem_response(request, answer.code, answer.detail, headers={"Retry-After": retry_after()})
         case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
             challenge = getattr(error, "challenge", None) or 'Bearer realm="mlserve"'
             return problem_response(
@@ -125,9 +122,38 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
     return None
 
 
+def _retry_header(error: MlserveError) -> dict[str, str]:
+    """A limit says to the second when there is more. Whoever meets an outage comes back a little later by lot."""
+    if error.retry_after_s is None:
+        return {}
+    exact = STATUS_OF[error.code] < 500
+    return {"Retry-After": str(error.retry_after_s) if exact else retry_after(error.retry_after_s)}
+
+
+def is_page(path: str) -> bool:
+    """Whether people open it in a browser, and get errors in words."""
+    return path.startswith(_PAGES)
+
+
+def unavailable_page(request: HttpRequest, *, title: str, why: str, stored: str) -> HttpResponse:
+    """503 in words, with `Retry-After`; for what is no page, a problem. Asks neither session nor user nor database.
+
+    `stored` is what became of a form, and is left out where nothing was sent.
+    """
+    seconds = retry_after()
+    words = (why, stored) if request.method not in _READING else (why,)
+    if not is_page(request.path_info):
+        return problem_response(
+            request, ErrorCode.SOURCE_UNAVAILABLE, " ".join(words), headers={"Retry-After": seconds}
+        )
+    context = {"title": title, "words": words, "again_s": seconds, "request_id": request_id_of(request)}
+    content = render_to_string("503.html", context)  # without the request: nothing of it is looked up
+    return HttpResponse(content, status=503, headers={"Retry-After": seconds, "Cache-Control": "no-store"})
+
+
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler400`: a wrong Host header, a body that Django itself refuses."""
-    if request.path_info.startswith(_PAGES):
+    if is_page(request.path_info):
         return defaults.bad_request(request, exception)
     if isinstance(exception, RequestDataTooBig):
         return problem_response(request, ErrorCode.BODY_TOO_LARGE, "The body is too large.")
@@ -136,28 +162,28 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler403`."""
-    if request.path_info.startswith(_PAGES):
+    if is_page(request.path_info):
         return defaults.permission_denied(request, exception)
     return problem_response(request, ErrorCode.FORBIDDEN, "This is not allowed.")
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Django's `CSRF_FAILURE_VIEW`: also for what is posted to an address that is only there to be looked at."""
-    if request.path_info.startswith(_PAGES):
+    if is_page(request.path_info):
         return csrf.csrf_failure(request, reason)
     return problem_response(request, ErrorCode.FORBIDDEN, "This is not allowed here.")
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler404`."""
-    if request.path_info.startswith(_PAGES):
+    if is_page(request.path_info):
         return defaults.page_not_found(request, exception)
     return problem_response(request, ErrorCode.NOT_FOUND, f"Nothing is at {_short(request.path_info)}.")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Django's `handler500`, called after the traceback was logged."""
-    if request.path_info.startswith(_PAGES):
+    if is_page(request.path_info):
         return defaults.server_error(request)
     return problem_response(
         request, ErrorCode.INTERNAL, "An error that nobody foresaw; the log has it under this request id."

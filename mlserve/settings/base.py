@@ -8,7 +8,7 @@ from csp.constants import NONE, SELF
 from kombu import Queue
 
 from mlserve.postgres.sessions import POOLER_OPTION, BoundedConnection
-from mlserve.settings import env, redis_url
+from mlserve.settings import env, redis_url, threads
 
 BASE_DIR = env.BASE_DIR
 VAR_DIR = env.VAR_DIR
@@ -46,14 +46,15 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "mlserve.observability.middleware.RequestContextMiddleware",
     "django.middleware.security.SecurityMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "mlserve.api.page_middleware.PagePolicy",
+    "mlserve.api.page_middleware.PageOutages",
     "mlserve.api.page_middleware.PageSessions",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "mlserve.api.page_middleware.PageUsers",
     "mlserve.api.page_middleware.PageMessages",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 
 ROOT_URLCONF = "mlserve.urls"
@@ -133,13 +134,7 @@ API_KEY = env.API_KEY
 WEB_THREADS = env.WEB_THREADS
 SCORES_AT_ONCE = env.SCORES_AT_ONCE
 SCORES_WAITING = env.SCORES_WAITING
-# Of the threads that scores leave, a third may wait for a place for batches, a third works on what else has a body, and
-# a fifth may wait for that; the rest answers what has none, and refuses. If none is left, nobody waits or is refused.
-_left = max(0, WEB_THREADS - SCORES_AT_ONCE - SCORES_WAITING)
-BATCHES_AT_ONCE = max(1, SCORES_AT_ONCE // 2) if _left else SCORES_AT_ONCE
-BATCHES_WAITING = _left // 3
-OTHER_BODIES_AT_ONCE = max(1, _left // 3) if _left else WEB_THREADS
-OTHER_BODIES_WAITING = _left // 5
+THREAD_SHARES = threads.divide(threads=WEB_THREADS, at_once=SCORES_AT_ONCE, waiting=SCORES_WAITING)
 RATE_LIMIT_PER_S = env.RATE_LIMIT_PER_S
 RATE_LIMIT_BURST = env.RATE_LIMIT_BURST
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from django.core.exceptions import ImproperlyConfigured
 from environs import Env, EnvValidationError, ValidationError, validate
 
-from mlserve.settings import redis_url
+from mlserve.settings import redis_url, threads
 
 BASE_DIR = Path(__file__).resolve().parent.parent.parent
 
@@ -67,8 +67,8 @@ LOG_LEVEL: str = _env.str(
 LOG_FORMAT: str = _env.str("MLSERVE_LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"]))
 
 DB_POOL_MAX_SIZE: int = _env.int("MLSERVE_DB_POOL_MAX_SIZE", 16, validate=validate.Range(min=0, max=1000))
-"""Connections per web process; at least the number of its threads. 0: no pool, each thread keeps one connection; right
-for Celery workers, which close a pool after every task."""
+"""Connections per web process: for all that it works on at once (`threads.py`) and a few for its own threads. 0: no
+pool, each thread keeps one connection; right for Celery workers, which close a pool after every task."""
 DB_TRANSACTION_POOLER: bool = _env.bool("MLSERVE_DB_TRANSACTION_POOLER", False)
 """DATABASE_URL leads to a pooler that gives a server to each transaction (PgBouncer with pool_mode=transaction). Then
 nothing is prepared, and time limits go with each transaction."""
@@ -91,19 +91,20 @@ L3_MAX_READS: int = _env.int("MLSERVE_L3_MAX_READS", 8, validate=validate.Range(
 L1_MAX_ENTRIES: int = _env.int("MLSERVE_L1_MAX_ENTRIES", 100_000, validate=validate.Range(min=1))
 L1_MAX_BYTES: int = _env.int("MLSERVE_L1_MAX_BYTES", 256 * 1024 * 1024, validate=validate.Range(min=1024))
 
-WEB_THREADS: int = _env.int("GRANIAN_BLOCKING_THREADS", 16, validate=validate.Range(min=1, max=1000))
-"""granian's own variable: threads of each web process. Named here, because some of them may wait for a place."""
+WEB_THREADS: int = _env.int("GRANIAN_BLOCKING_THREADS", 26, validate=validate.Range(min=1, max=1000))
+"""granian's own variable: threads of each web process. Named here, because they are divided (`threads.py`)."""
 _threads = WEB_THREADS or 1  # nothing yet if it is no number, which is said with all other mistakes below
 SCORES_AT_ONCE: int = _env.int(
-    "MLSERVE_SCORES_AT_ONCE", max(min(4, _threads), _threads // 4), validate=validate.Range(min=1, max=1000)
+    "MLSERVE_SCORES_AT_ONCE", threads.scores_at_once(_threads), validate=validate.Range(min=1, max=1000)
 )
-"""Scores that one process works on; by default a fourth of its threads, but four if there are so many."""
-_left_to_wait = max(0, _threads - (SCORES_AT_ONCE or 1) - _threads // 4)
+"""Scores that one process works on; by default a sixth of its threads, but four if there are so many."""
 SCORES_WAITING: int = _env.int(
-    "MLSERVE_SCORES_WAITING", min(_threads * 3 // 8, _left_to_wait), validate=validate.Range(min=0, max=10_000)
+    "MLSERVE_SCORES_WAITING",
+    threads.scores_waiting(_threads, SCORES_AT_ONCE or 1),
+    validate=validate.Range(min=0, max=10_000),
 )
-"""Scores that may wait, for that or for their commit; by default three of eight threads, if a fourth is left over: that
-answers what is no score, and refuses. With four threads all work, and nobody is refused."""
+"""Scores that may wait, for that or for their commit; by default a fourth of the threads, if enough are left over for
+all that is no score, and to refuse. With four threads all work, and nobody waits."""
 RATE_LIMIT_PER_S: int = _env.int("MLSERVE_RATE_LIMIT_PER_S", 0, validate=validate.Range(min=0, max=1_000_000))
 """Requests a second of an API key that has no limit of its own; 0: as many as it likes."""
 RATE_LIMIT_BURST: int = _env.int("MLSERVE_RATE_LIMIT_BURST", 0, validate=validate.Range(min=0, max=1_000_000))

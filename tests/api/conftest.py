@@ -20,6 +20,14 @@ def _empty_directory() -> Iterator[None]:
     key_copy.forget()
 
 
+@pytest.fixture(autouse=True)
+def _no_readiness_yet() -> Iterator[None]:
+    """No test is answered by what an earlier one found out."""
+    health.forget()
+    yield
+    health.forget()
+
+
 @pytest.fixture
 def client_with(db: None) -> Callable[..., Client]:
     """A test client whose requests carry a key with the given scopes."""

@@ -13,6 +13,7 @@ from django.urls import Resolver404, resolve
 
 from mlserve.api.admission import INTERVAL_S, TARGET_S, Admission, Refusal, Visit, step_aside
 from mlserve.api.gate import RETRY_AFTER_S, Environ, Gate, StartResponse
+from mlserve.api.page_middleware import REFUSED
 from mlserve.observability.metrics import HTTP_LATENCY, HTTP_REQUESTS
 from mlserve.observability.middleware import route_of
 from tests.fixtures.clock import ManualClock
@@ -171,11 +172,15 @@ class _Inner:
         return [b"inner"]
 
 
+_KINDS = ("scores", "batches", "pages", "forms", "calls", "bodies", "metrics")
+_CEILINGS = ("batches", "forms", "bodies")
+"""Within the slots of another kind."""
+
+
 def _gate(inner: _Inner, clock: ManualClock, **places: Admission) -> Gate:
     """With one place for each kind that is not given."""
-    kinds = ("scores", "batches", "other_bodies")
     return Gate(
-        inner, **{kind: places.get(kind) or Admission(at_once=1, most_waiting=0, clock=clock) for kind in kinds}
+        inner, **{kind: places.get(kind) or Admission(at_once=1, most_waiting=0, clock=clock) for kind in _KINDS}
     )
 
 
@@ -185,52 +190,103 @@ def _call(gate: Gate, path: str, **environ: str) -> tuple[str, dict[str, str], b
     return said[0], dict(said[1]), body
 
 
+def _refused(gate: Gate, path: str, **environ: str) -> bool:
+    """A page is refused by Django, whom the gate tells."""
+    seen: dict[str, str] = {"PATH_INFO": path, **environ}
+    said: list[str] = []
+    b"".join(gate(seen, lambda status, _headers: said.append(status)))
+    return said[0].startswith("503") or REFUSED in seen
+
+
 @pytest.mark.parametrize(
-    ("path", "gated"),
+    ("path", "kind"),
     [
-        ("/v1/scores", True),
-        ("/v1/scores/t-1", True),
-        ("/v1/scores/batch", True),
-        ("/v1/features/customer/c-1", False),
-        ("/healthz/live", False),
-        ("/healthz/ready", False),
-        ("/metrics", False),
-        ("/admin/", False),
+        ("/v1/scores", "scores"),
+        ("/v1/scores/t-1", "scores"),
+        ("/v1/scores/batch", "scores"),
+        ("/v1/features/customer/c-1", "calls"),
+        ("/v1/nothing", "calls"),
+        ("/v1/", "calls"),
+        ("/admin/", "pages"),
+        ("/admin", "pages"),
+        ("/docs", "pages"),
+        ("/openapi.json", "pages"),
+        ("/", "pages"),
+        ("/nothing", "pages"),
+        ("//admin/", "pages"),
+        ("/healthz/nothing", "pages"),
+        ("/metrics/", "pages"),
+        ("/healthz/live", ""),
+        ("/healthz/ready", ""),
+        ("/metrics", ""),
+        ("/static/console/console.css", ""),
     ],
 )
-def test_only_scores_are_gated(clock: ManualClock, path: str, gated: bool) -> None:
-    """All else passes, however full it is."""
-    admission = Admission(at_once=1, most_waiting=0, clock=clock)
-    inner = _Inner(admission)
-    gate = _gate(inner, clock, scores=admission)
-    assert _call(gate, path)[0] == "200 OK"
-    assert inner.seen == [(path, 1 if gated else 0)]
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "DELETE", "POST"])
+def test_every_address_is_of_one_kind(clock: ManualClock, method: str, path: str, kind: str) -> None:
+    """It needs a slot of that kind, whatever the method, and none of any other. Health and files need none at all."""
+    admissions = {name: Admission(at_once=1, most_waiting=0, clock=clock) for name in _KINDS}
+    gate = _gate(_Inner(admissions["scores"]), clock, **admissions)
+    for full in (name for name in _KINDS if name not in _CEILINGS):
+        admissions[full].enter()
+        assert _refused(gate, path, REQUEST_METHOD=method) == (full == kind)
+        admissions[full].leave()
+    assert {each.under_way for each in admissions.values()} == {0}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "ceiling"),
+    [
+        ("/v1/labels", "calls", "bodies"),
+        ("/v1/nothing", "calls", "bodies"),
+        ("/admin/login/", "pages", "forms"),
+        ("/healthz/live", "pages", "forms"),
+        ("/metrics", "pages", "forms"),
+        ("/static/console/console.css", "pages", "forms"),
+    ],
+)
+def test_what_has_a_body_leaves_slots_to_what_has_none(clock: ManualClock, path: str, kind: str, ceiling: str) -> None:
+    """A slow body keeps its slot; so bodies have no more than some of those of their kind."""
+    outer, inner = (Admission(at_once=size, most_waiting=0, clock=clock) for size in (2, 1))
+    gate = _gate(_Inner(outer), clock, **{kind: outer, ceiling: inner})
+    inner.enter()
+    assert _refused(gate, path, CONTENT_LENGTH="2")
+    inner.leave()
+    assert not _refused(gate, path, CONTENT_LENGTH="2")
+    outer.enter()
+    outer.enter()
+    assert _refused(gate, path, CONTENT_LENGTH="2")
+    assert (outer.under_way, inner.under_way) == (2, 0)
+
+
+def test_metrics_with_a_key_have_a_slot_of_their_own(clock: ManualClock) -> None:
+    """The key may have to be looked up; without one nothing is waited for."""
+    metrics = Admission(at_once=1, most_waiting=0, clock=clock)
+    gate = _gate(_Inner(metrics), clock, metrics=metrics)
+    metrics.enter()
+    assert _refused(gate, "/metrics", HTTP_AUTHORIZATION="Bearer x")
+    assert not _refused(gate, "/metrics")
+
+
+def test_a_page_waits_for_its_slot_as_long_as_it_may(clock: ManualClock) -> None:
+    """However long the queue has been standing: who waits is a person."""
+    admission = Admission(at_once=1, most_waiting=2, clock=clock, max_wait_s=_PATIENT_S)
     admission.enter()
-    assert _call(gate, path)[0] == ("503 Service Unavailable" if gated else "200 OK")
-    assert len(inner.seen) == (1 if gated else 2)
-
-
-@pytest.mark.parametrize(
-    ("path", "length", "place"),
-    [
-        ("/v1/scores", "2", "scores"),
-        ("/v1/scores", "", "scores"),
-        ("/v1/labels", "2", "bodies"),
-        ("/admin/login/", "2", "bodies"),
-        ("/healthz/live", "0", ""),
-        ("/admin/login/", "", ""),
-    ],
-)
-def test_other_bodies_have_places_of_their_own(clock: ManualClock, path: str, length: str, place: str) -> None:
-    """Neither takes one of the other's, and each is full by itself."""
-    places = {name: Admission(at_once=1, most_waiting=0, clock=clock) for name in ("scores", "bodies")}
-    gate = _gate(_Inner(places["scores"]), clock, scores=places["scores"], other_bodies=places["bodies"])
-    for full in places:
-        places[full].enter()
-        expected = "503 Service Unavailable" if full == place else "200 OK"
-        assert _call(gate, path, CONTENT_LENGTH=length)[0] == expected
-        places[full].leave()
-    assert [each.under_way for each in places.values()] == [0, 0]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(admission.enter)
+        until(lambda: admission.waiting == 1)
+        clock.advance(60)
+        second = pool.submit(admission.enter)
+        until(lambda: admission.waiting == 2)
+        threading.Event().wait(2 * INTERVAL_S)
+        assert admission.waiting == 2
+        admission.leave()
+        assert first.result(_PATIENT_S) is None
+        admission.leave()
+        assert second.result(_PATIENT_S) is None
+    short = Admission(at_once=1, most_waiting=1, clock=clock, max_wait_s=0.01)
+    short.enter()
+    assert short.enter() is Refusal.LATE
 
 
 def test_batches_leave_places_to_single_scores(clock: ManualClock) -> None:
@@ -253,7 +309,7 @@ def test_a_refusal_is_a_problem_like_any_other(clock: ManualClock) -> None:
     import json
 
     admission = Admission(at_once=1, most_waiting=0, clock=clock)
-    gate = _gate(_Inner(admission), clock, scores=admission, other_bodies=admission)
+    gate = _gate(_Inner(admission), clock, scores=admission, calls=admission)
     admission.enter()
     status, headers, body = _call(gate, "/v1/scores", HTTP_REQUEST_ID="mine-1")
     problem = json.loads(body)
@@ -282,7 +338,7 @@ def test_a_refusal_is_a_problem_like_any_other(clock: ManualClock) -> None:
 def test_a_refusal_is_counted_as_a_request(clock: ManualClock, path: str, method: str) -> None:
     """Under the route and the method that it has for all others."""
     admission = Admission(at_once=1, most_waiting=0, clock=clock)
-    gate = _gate(_Inner(admission), clock, scores=admission, other_bodies=admission)
+    gate = _gate(_Inner(admission), clock, scores=admission, calls=admission)
     admission.enter()
     match = None
     with contextlib.suppress(Resolver404):

@@ -127,7 +127,7 @@ def test_slow_clients_do_not_take_all_threads(world: World) -> None:
         "POST /v1/labels HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {API_KEY}\r\nContent-Length: 200\r\n\r\n{{"
     ).encode()
-    with web_process(GRANIAN_BLOCKING_THREADS="16") as web, ExitStack() as slow:
+    with web_process(GRANIAN_BLOCKING_THREADS="26") as web, ExitStack() as slow:
         assert web.ask("POST", "/v1/scores", world.request()).status == 200
         for _ in range(20):
             connection = slow.enter_context(socket.create_connection(("127.0.0.1", web.port)))

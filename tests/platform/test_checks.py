@@ -55,11 +55,14 @@ def test_cache_and_broker_on_one_redis_are_refused(cache: str, broker: str, refu
 @pytest.mark.parametrize(
     ("threads", "at_once", "waiting", "found"),
     [
-        (16, 4, 8, False),
-        (16, 4, 11, False),
-        (16, 4, 12, True),
+        (26, 4, 6, False),
+        (16, 4, 6, False),
+        (16, 4, 7, True),
         (16, 16, 0, True),
-        (8, 2, 4, False),
+        (10, 4, 0, False),
+        (8, 2, 0, False),
+        (8, 1, 1, False),
+        (8, 1, 2, True),
         (4, 4, 0, False),
         (4, 5, 0, True),
         (4, 2, 2, True),
@@ -67,7 +70,7 @@ def test_cache_and_broker_on_one_redis_are_refused(cache: str, broker: str, refu
     ],
 )
 def test_scores_must_leave_a_thread(threads: int, at_once: int, waiting: int, found: bool) -> None:
-    """W007: to refuse, and to answer what is no score."""
+    """W007: one for each other kind, and one to refuse and to answer health checks. Few may all work."""
     with override_settings(WEB_THREADS=threads, SCORES_AT_ONCE=at_once, SCORES_WAITING=waiting):
         assert ("mlserve.W007" in _ids()) is found
 

@@ -81,7 +81,8 @@ def test_production_names_everything_that_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "at_once", "waiting"), [("1", 1, 0), ("4", 4, 0), ("8", 4, 2), ("16", 4, 6), ("64", 16, 24)]
+    ("threads", "at_once", "waiting"),
+    [("1", 1, 0), ("4", 4, 0), ("8", 4, 0), ("16", 4, 3), ("26", 4, 6), ("64", 10, 16)],
 )
 def test_places_for_scores_follow_from_the_threads(threads: str, at_once: int, waiting: int) -> None:
     """With what is left over, somebody can refuse and answer what is no score; few threads all work."""

@@ -11,7 +11,7 @@ from warmup.demo.place import HOST
 
 WEB_WORKERS = 2
 """So that what one process caches, another has to learn: as in production."""
-WEB_THREADS = 16
+WEB_THREADS = 26
 """Per worker: for four scores that are worked on, eight that wait, and all else (`mlserve/api/admission.py`)."""
 WEB_BACKLOG, WEB_CONNECTIONS = 1024, 512
 """Connections that wait to be accepted, and those that each worker accepts: their number is no measure of load, since
