@@ -23,6 +23,7 @@ def test_ready_names_every_check(client: Client, with_a_model: None) -> None:
         "cache": False,
         "broker": False,
         "model": True,
+        "spool": False,
     }
     assert all(check["status"] == "ok" and check["ms"] >= 0 for check in body["checks"].values())
 

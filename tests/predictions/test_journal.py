@@ -15,7 +15,7 @@ from mlserve.cache.wiring import engine
 from mlserve.errors import MlserveError
 from predictions import journal as journal_module
 from predictions import spool
-from predictions.delivery import deliver_spooled
+from predictions.delivery import deliver_spooled, refused_decisions
 from predictions.journal import (
     MOST_PER_COMMIT,
     Journal,
@@ -195,11 +195,10 @@ def test_a_spooled_line_that_cannot_be_delivered_is_set_aside(world: World) -> N
     path.write_bytes(b'{"transaction": "?"}\n' + path.read_bytes())
     assert deliver_spooled() == 3
     assert stored_response(good.transaction.id) is not None
-    refused = spool.folder() / "refused.jsonl"
-    first, second = refused.read_bytes().splitlines()
-    refused.unlink()
-    assert first == b'{"transaction": "?"}'
-    assert msgspec.json.decode(second, type=JournalEntry) == conflicting
+    first, second = refused_decisions().records()
+    refused_decisions().path.unlink()
+    assert first.data == b'{"transaction": "?"}'
+    assert msgspec.json.decode(second.data, type=JournalEntry) == conflicting
 
 
 def test_a_journal_that_is_stopped_finishes_what_it_has(world: World) -> None:
