@@ -6,21 +6,23 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from pytest_django import Settings
 
-from predictions import spool
+from predictions import delivery, spool
 from predictions.spooled import durable_file, locking
 from predictions.spooled.drain import Delivered, Fate, Plan, drain
 from predictions.spooled.lines import MAX_LINE_BYTES, Line
-from predictions.spooled.progress import save_progress
+from predictions.spooled.progress import Progress, save_progress
 from tests.predictions.spools import Numbered, drain_with, drained, numbers, python, said
 
 
 @pytest.fixture(autouse=True)
 def folder(settings: Settings, tmp_path: Path) -> Iterator[Path]:
+    delivery.stop()  # an earlier test may have left it running
     settings.VAR_DIR = tmp_path
     spool.leave_own_file()
     yield tmp_path / "spool"
@@ -180,7 +182,7 @@ def test_a_torn_last_line_is_left_out(folder: Path) -> None:
 
 
 def test_a_line_of_any_length_costs_bounded_memory(folder: Path) -> None:
-    """Its two ends and its digest are handed on, and what follows is delivered. 600 MB of zeros, in less memory than that."""
+    """Its two ends and its digest are handed on, and what follows is delivered: 600 MB of zeros in less memory."""
     _append(1)
     spool.leave_own_file()
     with _only_file().open("r+b") as file:
@@ -207,11 +209,15 @@ def test_an_entry_that_no_reader_would_take_is_not_acknowledged(folder: Path) ->
 # --- the race between opening and locking ---
 
 
+Wait = Callable[[], object]
+StopAtLock = Callable[[str], tuple[Wait, Wait]]
+
+
 @pytest.fixture
-def stop_at_lock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[Callable[[], None], Callable[[], None]]]:
+def stop_at_lock(monkeypatch: pytest.MonkeyPatch) -> StopAtLock:
     """The named thread stops before its first lock: returns what waits for that, and what lets it go on."""
 
-    def arm(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    def arm(name: str) -> tuple[Wait, Wait]:
         reached, go, real, used = threading.Barrier(2), threading.Barrier(2), fcntl.flock, threading.Event()
 
         def flock(descriptor: int, operation: int) -> None:
@@ -221,23 +227,19 @@ def stop_at_lock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[Calla
                 go.wait(10)
             real(descriptor, operation)
 
-        monkeypatch.setattr(locking.fcntl, "flock", flock)
-        return lambda: reached.wait(10) and None, lambda: go.wait(10) and None
+        monkeypatch.setattr(fcntl, "flock", flock)
+        return partial(reached.wait, 10), partial(go.wait, 10)
 
     return arm
 
 
-def test_a_file_that_a_drain_removes_before_it_is_locked_is_not_written(
-    folder: Path, stop_at_lock: Callable[[str], tuple[Callable[[], None], Callable[[], None]]]
-) -> None:
+def test_a_file_that_a_drain_removes_before_it_is_locked_is_not_written(folder: Path, stop_at_lock: StopAtLock) -> None:
     """The drain finds it empty and unlinks it; what is appended goes to another one."""
     reached, go = stop_at_lock("appending")
     appending = threading.Thread(target=_append, args=(7,), name="appending")
     appending.start()
     reached()
-    process = python(
-        "print(numbers(drained()), len(list(pathlib.Path(sys.argv[1], 'spool').iterdir())))", folder.parent
-    )
+    process = python("print(numbers(drained()), len(list(spool.folder().iterdir())))", folder.parent)
     assert said(process) == "[] 0"
     process.wait()
     go()
@@ -245,9 +247,7 @@ def test_a_file_that_a_drain_removes_before_it_is_locked_is_not_written(
     assert numbers(drained()) == [7]
 
 
-def test_a_file_that_a_drain_has_locked_before_its_writer_is_left_to_it(
-    folder: Path, stop_at_lock: Callable[[str], tuple[Callable[[], None], Callable[[], None]]]
-) -> None:
+def test_a_file_that_a_drain_has_locked_before_its_writer_is_left_to_it(folder: Path, stop_at_lock: StopAtLock) -> None:
     """The writer does not wait for the drain's end, which may be long."""
     reached, go = stop_at_lock("appending")
     appending = threading.Thread(target=_append, args=(7,), name="appending")
@@ -264,9 +264,7 @@ def test_a_file_that_a_drain_has_locked_before_its_writer_is_left_to_it(
     assert numbers(drained()) == [7]
 
 
-def test_a_drain_that_comes_late_leaves_another_file_alone(
-    folder: Path, stop_at_lock: Callable[[str], tuple[Callable[[], None], Callable[[], None]]]
-) -> None:
+def test_a_drain_that_comes_late_leaves_another_file_alone(folder: Path, stop_at_lock: StopAtLock) -> None:
     """Between its opening and locking the file was delivered, and another one stands at its path."""
     _append(1)
     spool.leave_own_file()
@@ -420,8 +418,6 @@ def test_what_a_killed_drain_left_beside_a_file_is_tidied(folder: Path) -> None:
     _append(1)
     path = _only_file()
     with path.open("rb") as file:
-        from predictions.spooled.progress import Progress
-
         save_progress(folder / "decisions-1-gone.jsonl", file.fileno(), Progress())
     durable_file.mark_good_length(folder / "decisions-1-gone.jsonl", 5)
     drain_with(lambda _: Fate.HELD)
