@@ -94,7 +94,8 @@ def deliver_now() -> int:
 
 def attempt(lines: Sequence[Line]) -> Attempt:
     """Store as many of the decisions as PostgreSQL takes now. Raises no database error: it is in the result."""
-    return _Attempt(lines).run()
+    with session_of(Kind.BACKGROUND):  # a command as well: what is locked is left for later, not waited for
+        return _Attempt(lines).run()
 
 
 class _Chunk:

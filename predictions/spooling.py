@@ -44,7 +44,6 @@ def spool_decisions(entries: "Sequence[JournalEntry]") -> list[Kept | MlserveErr
         if entry.transaction.id not in earlier:
             new.setdefault(entry.transaction.id, _flagged(entry))
     failure: spool.SpoolFailed | None = None
-    first = {id(entry) for entry in _firsts(entries)}
     try:
         locations = spool.append(list(new.values()))
     except spool.SpoolFailed as error:
@@ -53,16 +52,19 @@ def spool_decisions(entries: "Sequence[JournalEntry]") -> list[Kept | MlserveErr
     for entry, location in zip(new.values(), locations, strict=False):
         known.add(entry.transaction.id, entry.digest, location)
     outcomes: list[Kept | MlserveError] = []
+    answered: set[str] = set()
     for entry in entries:
-        added = new.get(entry.transaction.id)
-        if added is None:
-            outcomes.append(Kept(earlier[entry.transaction.id]))
+        transaction_id = entry.transaction.id
+        if transaction_id in earlier:
+            outcomes.append(Kept(earlier[transaction_id]))
         elif failure is not None:
             outcomes.append(failure)
-        elif id(entry) in first:
-            outcomes.append(Kept())
+        elif transaction_id in answered:
+            first = new[transaction_id]
+            outcomes.append(Kept(Known(first.digest, msgspec.json.encode(first.response))))
         else:
-            outcomes.append(Kept(Known(added.digest, msgspec.json.encode(added.response))))
+            answered.add(transaction_id)
+            outcomes.append(Kept())
     return outcomes
 
 
@@ -70,10 +72,6 @@ def find_spooled(entries: "Sequence[JournalEntry]") -> dict[str, Known]:
     """Decisions that wait in the spool under these ids: they stand, whether PostgreSQL has them yet or not."""
     found = known_decisions().find({entry.transaction.id for entry in entries})
     return {transaction_id: known for transaction_id, known in found.items() if known.response is not None}
-
-
-def _firsts(entries: "Sequence[JournalEntry]") -> "list[JournalEntry]":
-    return list({entry.transaction.id: entry for entry in reversed(entries)}.values())
 
 
 def _flagged(entry: "JournalEntry") -> "JournalEntry":

@@ -34,6 +34,9 @@ class RefusedIsFull(Exception):
     """The refused files have reached their limit."""
 
 
+_NO_RECORD = msgspec.Raw(b"null")
+
+
 class Refused(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line of the spool that cannot be delivered.
 
@@ -46,7 +49,7 @@ class Refused(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str
     transaction_id: str | None = None
     sqlstate: str | None = None
-    record: msgspec.Raw = msgspec.Raw(b"null")
+    record: msgspec.Raw = _NO_RECORD
     line: bytes = b""
     length: int = 0
     sha256: str = ""
@@ -54,7 +57,7 @@ class Refused(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def data(self) -> bytes:
         """The line as it was in the spool."""
-        return self.line or bytes(self.record)
+        return self.line if self.record == _NO_RECORD else bytes(self.record)
 
 
 class Dropped(msgspec.Struct, frozen=True):
@@ -238,7 +241,7 @@ def _is_json(data: bytes) -> bool:
         msgspec.json.decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return False
-    return bool(data.strip())
+    return data != b"null"
 
 
 def _open(path: Path) -> DurableFile:
