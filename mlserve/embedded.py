@@ -31,7 +31,7 @@ VARIABLES = {"DATABASE_URL": "postgres", "REDIS_CACHE_URL": "cache", "REDIS_BROK
 _WITHOUT = frozenset({"help", "version", "services", "collectstatic", "findstatic", "diffsettings", "check_freshness"})
 _SERVING = frozenset({"runserver", "relay", "inspect"})
 """Run for as long as the service does, so their figures belong to it."""
-_IF_RUNNING = frozenset({"check", "makemigrations", "spectacular", "doctor"})
+_IF_RUNNING = frozenset({"check", "makemigrations", "spectacular", "doctor", "spool"})
 
 _started: list[str] = []
 INTERRUPTED = 130

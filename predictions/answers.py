@@ -153,3 +153,30 @@ def _provenance(outcomes: Sequence[Outcome]) -> _Provenance:
         oldest.max_age_s,
         any(each.stale for each in outcomes),
     )
+
+
+def is_same_answer(one: ScoreResponse, other: ScoreResponse) -> bool:
+    """Whether both say the same of the transaction and are based on the same values.
+
+    They may differ in what only tells when and how they came about: the moment, ages, tiers and times of look-ups, and
+    that one went through the spool.
+    """
+    return _substance(one) == _substance(other)
+
+
+def _substance(response: ScoreResponse) -> ScoreResponse:
+    reasons = tuple(reason for reason in response.degraded_reasons if reason != Degradation.DECISION_SPOOLED)
+    return msgspec.structs.replace(
+        response,
+        degraded=bool(reasons),
+        degraded_reasons=reasons,
+        oldest_feature_age_s=None,
+        prediction_tier="",
+        decided_at=datetime.fromtimestamp(0, UTC),
+        features=response.features
+        and tuple(
+            msgspec.structs.replace(feature, tier="", as_of=None, age_s=None, max_age_s=None)
+            for feature in response.features
+        ),
+        trace=None,
+    )

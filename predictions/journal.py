@@ -29,15 +29,16 @@ from features.writes import write_leases, write_through
 from mlserve.api.admission import step_aside
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
-from mlserve.cache.outcome import Degradation
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
 from mlserve.observability import metrics
 from mlserve.postgres.failures import Failure, failure_of, sqlstate_of, stops_writes
 from mlserve.postgres.sessions import Kind, session_of
-from predictions import spool, stored
+from predictions import stored
 from predictions.locked import LockedCustomers, by_customer
-from predictions.messages import ScoreResponse, with_degradation
+from predictions.messages import ScoreResponse
+from predictions.spooled.known import Known
+from predictions.spooling import AnswerAway, find_spooled, spool_decisions
 
 _log = structlog.get_logger(__name__)
 MOST_PER_COMMIT = 200
@@ -46,9 +47,6 @@ MAX_LOCKS_IN_A_ROW = 2
 """Groups that wait for a lock; then it is on all of them, a whole table perhaps, and writes have to wait."""
 WAIT_S = 5.0
 """Longest wait of a request for its commit; after that the client may ask again under the same id."""
-MOST_REMEMBERED = 5_000
-"""Spooled decisions that this process still recognises when they are sent again while Postgres is away."""
-_spooled: dict[str, tuple[bytes, bytes]] = {}
 Unavailable = (DatabaseError, InterfaceError)
 
 
@@ -255,7 +253,8 @@ class _Writer:
         if not self._breaker.allow():
             _spool_all(waiting)
             return
-        match self._try(waiting):
+        waiting = _without_spooled(waiting)
+        match self._try(waiting) if waiting else None:
             case Failure.CONTENTION:
                 self._store_around_locks(waiting)
             case Failure.REJECTED:
@@ -430,32 +429,34 @@ def stored_response(transaction_id: str) -> bytes | None:
 
 
 def _spool(entries: Sequence[JournalEntry]) -> Sequence[Recorded | MlserveError]:
-    new = {entry.transaction.id: _flagged(entry) for entry in reversed(entries) if entry.transaction.id not in _spooled}
-    try:
-        spool.append(list(new.values()))
-    except spool.SpoolFailed as error:
-        return [error] * len(entries)
-    metrics.JOURNAL_SPOOLED.inc(len(new))
-    outcomes: list[Recorded | MlserveError] = []
-    for entry in entries:
-        answered = new.pop(entry.transaction.id, None)
-        if answered is None:
-            outcomes.append(_compare(entry, _spooled[entry.transaction.id]))
-        else:
-            _remember_spooled(answered)
-            outcomes.append(Recorded(spooled=True))
-    return outcomes
+    return [
+        kept
+        if isinstance(kept, MlserveError)
+        else Recorded(spooled=True)
+        if kept.earlier is None
+        else _compare_with_spooled(entry, kept.earlier)
+        for entry, kept in zip(entries, spool_decisions(entries), strict=True)
+    ]
 
 
-def _remember_spooled(entry: JournalEntry) -> None:
-    while len(_spooled) >= MOST_REMEMBERED:
-        del _spooled[next(iter(_spooled))]
-    _spooled[entry.transaction.id] = (entry.digest, msgspec.json.encode(entry.response))
+def _without_spooled(waiting: Sequence[_Waiting]) -> Sequence[_Waiting]:
+    """Those whose ids no decision in the spool has. The others are finished: that decision stands, and will be stored.
+
+    Without this a repetition that comes after PostgreSQL and before the delivery would be decided once more.
+    """
+    spooled = find_spooled([each.entry for each in waiting])
+    if not spooled:
+        return waiting
+    for each in waiting:
+        if earlier := spooled.get(each.entry.transaction.id):
+            each.finish(_compare_with_spooled(each.entry, earlier))
+    return [each for each in waiting if each.entry.transaction.id not in spooled]
 
 
-def _flagged(entry: JournalEntry) -> JournalEntry:
-    """What is stored later is what was answered now."""
-    return msgspec.structs.replace(entry, response=with_degradation(entry.response, Degradation.DECISION_SPOOLED))
+def _compare_with_spooled(entry: JournalEntry, earlier: Known) -> Recorded | MlserveError:
+    if earlier.response is None and earlier.digest == entry.digest:
+        return AnswerAway(entry.transaction.id)
+    return _compare(entry, (earlier.digest, earlier.response or b""))
 
 
 def _insert(session: ingest.Session, entries: Sequence[JournalEntry]) -> "psycopg.Cursor[tuple[str]]":

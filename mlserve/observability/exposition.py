@@ -1,4 +1,4 @@
-"""`/metrics`: the counters of all processes of this host, added up, for Prometheus."""
+"""`/metrics`: the counters of all processes of this host, added up, and what is measured at that moment."""
 
 from ipaddress import ip_address
 
@@ -12,6 +12,7 @@ from rest_framework.views import APIView
 
 from mlserve.api.api_view import ApiView
 from mlserve.api.authentication import HasScope
+from mlserve.observability.measurements import Measured
 from mlserve.observability.metric_files import MetricFiles
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,6 +39,7 @@ class MetricsView(ApiView):
     def get(self, _request: Request) -> HttpResponse:
         registry = CollectorRegistry()
         registry.register(MetricFiles(settings.METRICS_DIR))
+        registry.register(Measured())
         return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE)
 
 

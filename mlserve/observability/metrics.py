@@ -80,6 +80,19 @@ JOURNAL_CONTENTION = Counter(
     "mlserve_journal_contention_total", "Group commits that met a lock of somebody else and went on without who has it."
 )
 JOURNAL_SPOOLED = Counter("mlserve_journal_spooled_total", "Decisions written to the spool, Postgres being away.")
+SPOOL_FAILED = Counter("mlserve_spool_failed_total", "Times that the spool could not be written: answered with 503.")
+SPOOL_DELIVERED = Counter("mlserve_spool_delivered_total", "Decisions of the spool that PostgreSQL has taken.")
+SPOOL_REFUSED = Counter(
+    "mlserve_spool_refused_total", "Lines of the spool that were moved to the refused file.", ["reason"]
+)
+SPOOL_FORGOTTEN = Counter(
+    "mlserve_spool_forgotten_total", "Spooled decisions that a process no longer recognises, having too many of them."
+)
+# Read out of the spool's folder at each scrape: they are the host's, not a process's. They have labels, because
+# prometheus-client writes a value of this process for a gauge without.
+SPOOL_DECISIONS = Gauge("mlserve_spool_decisions", "Decisions in the spool.", ["state"])
+SPOOL_BYTES = Gauge("mlserve_spool_bytes", "Bytes in the spool.", ["state"])
+SPOOL_OLDEST = Gauge("mlserve_spool_oldest_seconds", "Since when the oldest decision waits in the spool.", ["state"])
 
 LABELS = Counter("mlserve_labels_total", "Labels reported for transactions, by what became of each.", ["outcome"])
 

@@ -25,6 +25,7 @@ def test_ready_names_every_check(client: Client, with_a_model: None) -> None:
         "model": True,
         "activation": False,
         "policies": False,
+        "spool": False,
     }
     assert all(check["status"] == "ok" and check["ms"] >= 0 for check in body["checks"].values())
 

@@ -1,6 +1,5 @@
 import shutil
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,13 @@ import msgspec
 import pytest
 from django.db import connection
 
-from features.ingest import NewTransaction
 from features.models import FeatureRow, Transaction
 from mlserve.api.admission import Admission, Visit
 from mlserve.cache.wiring import engine
 from mlserve.errors import MlserveError
 from predictions import journal as journal_module
 from predictions import spool
-from predictions.delivery import deliver_spooled
+from predictions.delivery import deliver_spooled, refused_decisions
 from predictions.journal import (
     MOST_PER_COMMIT,
     Journal,
@@ -25,38 +23,10 @@ from predictions.journal import (
     commit,
     stored_response,
 )
-from predictions.messages import RiskLevel, ScoreResponse, ServedModel
-from predictions.models import Decision, ModelVersion
+from predictions.models import Decision
 from predictions.stored import AnswerUnreadable
 from tests.fixtures.population import World
-
-NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
-
-
-def entry(transaction_id: str, *, digest: bytes = b"d" * 32, **changes: Any) -> JournalEntry:
-    transaction = NewTransaction(transaction_id, NOW, f"customer of {transaction_id}", "M1", 20.0, "EUR")
-    response = ScoreResponse(
-        transaction_id=transaction_id,
-        score=0.25,
-        risk_level=RiskLevel.LOW,
-        decision="approve",
-        reasons=(),
-        degraded=False,
-        degraded_reasons=(),
-        oldest_feature_age_s=None,
-        model=ServedModel("fraud", 1),
-        policy_version=1,
-        prediction_tier="computed",
-        decided_at=NOW,
-    )
-    return JournalEntry(
-        transaction=msgspec.structs.replace(transaction, **changes),
-        client="test",
-        digest=digest,
-        model_version_id=ModelVersion.objects.values_list("id", flat=True)[0],
-        policy_version=1,
-        response=response,
-    )
+from tests.predictions.entries import entry
 
 
 def test_decisions_of_one_moment_share_a_commit_and_are_all_durable(world: World) -> None:
@@ -195,11 +165,10 @@ def test_a_spooled_line_that_cannot_be_delivered_is_set_aside(world: World) -> N
     path.write_bytes(b'{"transaction": "?"}\n' + path.read_bytes())
     assert deliver_spooled() == 3
     assert stored_response(good.transaction.id) is not None
-    refused = spool.folder() / "refused.jsonl"
-    first, second = refused.read_bytes().splitlines()
-    refused.unlink()
-    assert first == b'{"transaction": "?"}'
-    assert msgspec.json.decode(second, type=JournalEntry) == conflicting
+    first, second = refused_decisions().records()
+    refused_decisions().path.unlink()
+    assert first.data == b'{"transaction": "?"}'
+    assert msgspec.json.decode(second.data, type=JournalEntry) == conflicting
 
 
 def test_a_journal_that_is_stopped_finishes_what_it_has(world: World) -> None:
