@@ -110,7 +110,11 @@ class _Run:
         self._probes = itertools.count()
         self.conduct = Conduct()
         self.ledger = Ledger(bed.root / "attempts.jsonl")
-        self.day = Day(bed=bed, hot_customer=bed.world.pairs[0][0])
+        self.day = Day(
+            bed=bed,
+            hot_customer=bed.world.pairs[0][0],
+            restored=lambda: self.ledger.doubt_all_before(self._clock()),
+        )
         self._requests = Requests(
             random=Random(random.random()), pairs=bed.world.pairs, ledger=self.ledger, now=lambda: datetime.now(UTC)
         )
@@ -122,7 +126,6 @@ class _Run:
             ledger=self.ledger,
             conduct=self.conduct,
             clock=self._clock,
-            may_miss=self.day.restored,
         )
         self._stop = threading.Event()
         self._editor = threading.Thread(target=self._edit_policies, name="editor", daemon=True)

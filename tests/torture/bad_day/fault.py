@@ -1,6 +1,5 @@
 """What a fault is: a function that breaks the testbed, lasts and mends it, and what clients may see meanwhile."""
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,9 +15,9 @@ class Day:
     bed: Testbed
     hot_customer: str
     """The one that is scored most."""
+    restored: Callable[[], None]
+    """To be called when PostgreSQL may have lost what it had taken."""
     lost_by_restore: list[Stored] = field(default_factory=list)
-    restored: threading.Event = field(default_factory=threading.Event)
-    """Set as soon as PostgreSQL may have lost what it had taken."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,7 @@ class Ledger:
     def __init__(self, path: Path | None = None) -> None:
         self._lock = threading.Lock()
         self._attempts: dict[str, list[Attempt]] = {}
+        self._certain_since = 0.0
         self._file: IO[str] | None = path.open("w", encoding="utf-8") if path else None
 
     def note(self, attempt: Attempt) -> None:
@@ -66,11 +67,21 @@ class Ledger:
         with self._lock:
             return {transaction_id: list(attempts) for transaction_id, attempts in self._attempts.items()}
 
-    def decided(self, transaction_id: str) -> Attempt | None:
-        """The first decision that a client was told."""
+    def doubt_all_before(self, at: float) -> None:
+        """PostgreSQL was restored: what it had taken by then may be lost."""
+        self._certain_since = at
+
+    def certain(self, transaction_id: str) -> Attempt | None:
+        """The first decision that a client was told and that PostgreSQL has, unless it breaks a promise."""
         with self._lock:
-            found = self._attempts.get(transaction_id, ())
-            return next((attempt for attempt in found if attempt.told is Told.DECIDED), None)
+            return next(
+                (
+                    attempt
+                    for attempt in self._attempts.get(transaction_id, ())
+                    if attempt.told is Told.DECIDED and not attempt.spooled and attempt.sent_at >= self._certain_since
+                ),
+                None,
+            )
 
     def close(self) -> None:
         if self._file is not None:

@@ -178,8 +178,8 @@ def _restore(day: Day, lasts_s: float) -> None:
     copy.ensure()
     _dump_and_restore(bed, old, copy)
     bed.pause(lasts_s)
-    day.restored.set()
     old.stop()
+    day.restored()
     copied = {row.transaction_id for row in stored_decisions(copy)}
     with _elsewhere(old):
         day.lost_by_restore += [row for row in stored_decisions(old) if row.transaction_id not in copied]
@@ -227,12 +227,14 @@ def stored_decisions(server: PostgresServer) -> list[Stored]:
 
 
 def _fill_disk(day: Day, lasts_s: float) -> None:
-    """A third of the time there is still room for decisions, then there is none."""
+    """At first there is still room for decisions, then there is none, also when PostgreSQL is back."""
     bed = day.bed
-    with _away(bed, bed.postgres.stop):
+    with contextlib.ExitStack() as full:
+        with _away(bed, bed.postgres.stop):
+            bed.pause(lasts_s / 3)
+            full.enter_context(_no_room(bed))
+            bed.pause(lasts_s / 3)
         bed.pause(lasts_s / 3)
-        with _no_room(bed):
-            bed.pause(2 * lasts_s / 3)
 
 
 @contextmanager

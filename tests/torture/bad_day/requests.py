@@ -102,8 +102,7 @@ class Requests:
         """Other contents under an id that is in PostgreSQL, as far as anybody was told."""
         for _ in range(20 if self._recent else 0):
             transaction = self._random.choice(self._recent)
-            decided = self._ledger.decided(transaction["transaction_id"])
-            if decided is not None and not decided.spooled:
+            if self._ledger.certain(transaction["transaction_id"]) is not None:
                 return _score("other", {**transaction, "amount": round(transaction["amount"] + 1.0, 2)})
         return self._score()
 

@@ -44,9 +44,7 @@ class Traffic:
         ledger: Ledger,
         conduct: Conduct,
         clock: Callable[[], float],
-        may_miss: threading.Event,
     ) -> None:
-        """`may_miss` is set once PostgreSQL may have lost what it had taken: `GET` may find nothing then."""
         self._webs = webs
         self._requests = requests
         self._per_second = per_second
@@ -58,7 +56,6 @@ class Traffic:
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._work, name=f"client-{n}", daemon=True) for n in range(THREADS)]
         self._dealer = threading.Thread(target=self._deal, name="dealer", daemon=True)
-        self._may_miss = may_miss
         self.sent = 0
 
     def start(self) -> None:
@@ -148,10 +145,10 @@ class Traffic:
 
     def _miss(self, request: Request, sent_at: float) -> None:
         """404 for a decision that PostgreSQL had taken before it was asked."""
-        decided = self._ledger.decided(request.concerns)
-        if decided is None or decided.spooled or decided.answered_at >= sent_at or self._may_miss.is_set():
-            return
-        self._conduct.complain("not found", f"{request.concerns} was decided at {decided.sent_at:.1f} s", at=sent_at)
+        decided = self._ledger.certain(request.concerns)
+        if decided is not None and decided.answered_at < sent_at:
+            detail = f"{request.concerns} was decided at {decided.sent_at:.1f} s"
+            self._conduct.complain("not found", detail, at=sent_at)
 
 
 def _document(reply: Reply | None) -> dict[str, Any]:
