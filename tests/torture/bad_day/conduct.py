@@ -145,8 +145,8 @@ def faults_of(answer: Answer, allowed: Sequence[Allowed]) -> list[tuple[str, str
         if not answer.retry_after:
             found.append(("retry-after", "503 without Retry-After"))
     elif answer.status not in _OK.get(answer.kind, frozenset({200})):
-        decided_elsewhere = answer.kind == "other" and answer.status == 200 and any(each.spools for each in allowed)
-        if not decided_elsewhere:
+        decided_elsewhere = held or any(each.spools for each in allowed)
+        if not (decided_elsewhere and answer.kind == "other" and answer.status == 200):
             found.append(
                 ("500" if answer.status >= 500 else "status", f"{answer.status} {answer.code}: {answer.problem}")
             )

@@ -26,7 +26,9 @@ BOUNDED_FEATURES: Final = re.compile(r"customer_(count|mean_amount|.*)_\d+d$|mer
 _ASK_AGAIN_WITHIN_S: Final = 3.0
 """For a copy to follow a write that came while it was looked at."""
 _TRACEBACK: Final = "Traceback (most recent call last)"
-_RAISED: Final = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Warning|Timeout|Failed|Unavailable)\b.*")
+_RAISED: Final = re.compile(r"^[A-Za-z_][\w.]*(: .*)?$")
+"""The first line after a traceback's frames, which are indented."""
+_CHAINED: Final = ("During handling of the above exception", "The above exception was the direct cause")
 _AWAY: Final = (NoConnection, NoAnswer)
 
 
@@ -277,19 +279,25 @@ def tracebacks(bed: Testbed) -> dict[str, int]:
     """By the last line of each, with the log in which it stands."""
     found: Counter[str] = Counter()
     for log in sorted((bed.var / "log").glob("*.log*")):
-        found.update(f"{log.name}: {line}" for line in _raised(log.read_text("utf-8", "replace").splitlines()))
+        found.update(f"{log.name}: {line}" for line in raised(log.read_text("utf-8", "replace").splitlines()))
     return dict(found)
 
 
-def _raised(lines: Sequence[str]) -> Iterator[str]:
-    """The last line of each traceback: the first after it that begins in the first column with an error's name."""
-    inside = False
+def raised(lines: Sequence[str]) -> Iterator[str]:
+    """What each traceback ends with; of a chain of them, each the cause of the next, the last one's."""
+    inside, ended = False, ""
     for line in lines:
         if _TRACEBACK in line:
             inside = True
         elif inside and _RAISED.match(line):
-            inside = False
-            yield line[:300]
+            inside, ended = False, line[:300]
+        elif line.startswith(_CHAINED):
+            ended = ""
+        elif ended and line.strip():
+            yield ended
+            ended = ""
+    if ended:
+        yield ended
 
 
 def silent_processes(bed: Testbed, *, within_s: float) -> list[str]:

@@ -21,8 +21,11 @@ from tests.torture.bad_day.fault import Day, Fault
 from tests.torture.bad_day.judge import Stored
 from tests.torture.bad_day.testbed import Testbed
 
-AWAY: Final = Allowed(refusals=ALL - {"live", "forget"}, spools=True, answered=0.8, slowest_s=8.0)
-"""PostgreSQL answers nobody: decisions go to the disk, and what only it knows is refused."""
+AWAY: Final = Allowed(refusals=ALL - {"live", "forget"}, spools=True, answered=0.5, slowest_s=8.0)
+"""PostgreSQL answers nobody: decisions go to the disk, and what only it knows is refused. So are scores for as long as
+the first ones wait in vain: they hold all places, and a fault of some seconds consists of that for a good part."""
+LOCKED: Final = replace(AWAY, answered=0.3)
+"""A whole table: every commit waits for as long as a lock may be waited for."""
 _BALLAST: Final = "ballast"
 _RESTORE_S: Final = 90.0
 
@@ -44,14 +47,14 @@ def faults(hot_customer: str) -> list[Fault]:
             play=partial(_setting, name="default_transaction_isolation", value="repeatable read"),
         ),
         Fault(name="postgres full", play=_fill_connections, allowed=AWAY, extra_s=3.0),
-        Fault(name="postgres sessions ended", play=_end_sessions, allowed=replace(AWAY, answered=0.9)),
+        Fault(name="postgres sessions ended", play=_end_sessions, allowed=AWAY),
         locked(
             name="customer locked",
             play=_lock_customer,
             allowed=Allowed(held_customer=hot_customer, answered=0.75),
         ),
-        locked(name="decisions locked", play=partial(_lock_table, table="predictions_decision"), allowed=AWAY),
-        locked(name="features locked", play=partial(_lock_table, table="features_featurerow"), allowed=AWAY),
+        locked(name="decisions locked", play=partial(_lock_table, table="predictions_decision"), allowed=LOCKED),
+        locked(name="features locked", play=partial(_lock_table, table="features_featurerow"), allowed=LOCKED),
         Fault(
             name="postgres restored from a copy",
             play=_restore,
