@@ -239,6 +239,8 @@ class _Run:
             stored=postgres_faults.stored_decisions(bed.postgres),
             refused=evidence.refused_decisions(bed),
             lost_by_restore=day.lost_by_restore,
+            labels_told=self.ledger.labels(),
+            label_reports=evidence.label_reports(bed),
             spooled_lines=evidence.spooled_lines(bed),
             activity=evidence.activity_rows(bed, customers),
             copies=evidence.stale_copies(bed, entities),

@@ -15,14 +15,16 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from features.activity import ACTIVITY_MOST_KEPT
-from features.definitions import ACTIVITY_KEPT_DAYS
+from features.definitions import ACTIVITY_KEPT_DAYS, MODEL_FEATURES
 from tests.torture.bad_day.judge import ActivityRow, Copy, Difference, ProcessSample, Session, Stored
 from tests.torture.bad_day.testbed import Testbed
 from tests.torture.bad_day.web_client import NoAnswer, NoConnection, WebClient
 
 BOUNDED_GROUPS: Final = ("customer_activity", "merchant_risk")
-"""As `warmup.demo.prepare` has them; the feature names of the second begin with the entity's."""
-BOUNDED_FEATURES: Final = re.compile(r"customer_(count|mean_amount|.*)_\d+d$|merchant_(count|fraud_share|.*)_\d+d$")
+"""As `warmup.demo.prepare` has them."""
+_BOUNDED_FEATURES: Final = frozenset(
+    name for name, feature in MODEL_FEATURES.items() if feature.groups and set(feature.groups) <= set(BOUNDED_GROUPS)
+)
 _ASK_AGAIN_WITHIN_S: Final = 3.0
 """For a copy to follow a write that came while it was looked at."""
 _TRACEBACK: Final = "Traceback (most recent call last)"
@@ -69,6 +71,12 @@ def _lines(path: Path) -> int:
         return path.read_bytes().count(b"\n")
     except OSError:
         return 0
+
+
+def label_reports(bed: Testbed) -> set[tuple[str, bool]]:
+    """Of which transaction what was reported, as PostgreSQL has it."""
+    with bed.database() as session:
+        return set(session.execute("SELECT transaction_id, is_fraud FROM features_labelreport").fetchall())
 
 
 # --- freshness ---
@@ -166,7 +174,7 @@ def different_features(bed: Testbed, pairs: Sequence[tuple[str, str]], *, now: d
             }
             cached, source = _features(web, transaction), _features(web, {**transaction, "max_age_s": 0})
             for name, served in cached.items():
-                if not BOUNDED_FEATURES.match(name) or served["stale"] or served["tier"] == "default":
+                if name not in _BOUNDED_FEATURES or served["stale"] or served["tier"] == "default":
                     continue
                 if abs(served["value"] - source[name]["value"]) > 1e-6:
                     found.append(

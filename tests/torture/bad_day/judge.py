@@ -2,11 +2,11 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.torture.bad_day.ledger import Attempt, Told
+from tests.torture.bad_day.ledger import Attempt, LabelTold, Told
 from tests.torture.bad_day.violation import Violation
 
 SCORE_TOLERANCE: Final = 1e-9
@@ -95,6 +95,9 @@ class Facts:
     lost_by_restore: Sequence[Stored] = ()
     """What the old server had and the restored copy has not."""
     spooled_lines: int = 0
+    labels_told: Sequence[LabelTold] = ()
+    label_reports: Set[tuple[str, bool]] = frozenset()
+    """Transaction and label of every report that is stored."""
     activity: Sequence[ActivityRow] = ()
     copies: Sequence[Copy] = ()
     differences: Sequence[Difference] = ()
@@ -158,6 +161,10 @@ def _decisions(facts: Facts) -> Iterator[Violation]:
         if not open_ends and transaction_id in stored:
             last = attempts[-1]
             yield _of(last, "stands after all", f"every client was refused ({last.detail}), yet it is stored")
+    for label in facts.labels_told:
+        if (label.transaction_id, label.is_fraud) not in facts.label_reports:
+            what = f"{label.transaction_id} is {'fraud' if label.is_fraud else 'genuine'}, and no report says so"
+            yield Violation(rule="label lost", at=label.sent_at, under=label.under, detail=what)
     if facts.spooled_lines:
         yield _found("spool", facts, f"{facts.spooled_lines} lines still wait in the spool")
 

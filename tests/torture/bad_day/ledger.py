@@ -47,12 +47,23 @@ class Attempt:
         return "decision_spooled" in self.reasons
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelTold:
+    """The service has said that it has recorded this label."""
+
+    transaction_id: str
+    is_fraud: bool
+    sent_at: float
+    under: str
+
+
 class Ledger:
     """Thread-safe. Every attempt also goes to a file, so that a day can be read afterwards."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._lock = threading.Lock()
         self._attempts: dict[str, list[Attempt]] = {}
+        self._labels: list[LabelTold] = []
         self._certain_since = 0.0
         self._file: IO[str] | None = path.open("w", encoding="utf-8") if path else None
 
@@ -61,6 +72,15 @@ class Ledger:
             self._attempts.setdefault(attempt.transaction_id, []).append(attempt)
             if self._file is not None:
                 self._file.write(json.dumps(asdict(attempt)) + "\n")
+
+    def note_label(self, label: LabelTold) -> None:
+        with self._lock:
+            self._labels.append(label)
+
+    def labels(self) -> list[LabelTold]:
+        """Those that PostgreSQL has, unless it breaks a promise."""
+        with self._lock:
+            return [label for label in self._labels if label.sent_at >= self._certain_since]
 
     def attempts(self) -> dict[str, list[Attempt]]:
         """A copy, by transaction id."""

@@ -54,6 +54,7 @@ class Request:
     path: str
     body: object = None
     transactions: tuple[Transaction, ...] = ()
+    labels: tuple[dict[str, Any], ...] = ()
     concerns: str = ""
     """The transaction that is asked for."""
 
@@ -125,7 +126,7 @@ class Requests:
             return self._score()
         chosen = {self._random.choice(self._recent)["transaction_id"] for _ in range(5)}
         labels = [{"transaction_id": each, "is_fraud": self._random.random() < 0.3} for each in sorted(chosen)]
-        return Request(kind="label", method="POST", path="/v1/labels", body={"labels": labels})
+        return Request(kind="label", method="POST", path="/v1/labels", body={"labels": labels}, labels=tuple(labels))
 
     def _find(self) -> Request:
         if not self._recent:

@@ -20,7 +20,7 @@ from tests.torture.bad_day.judge import (
     Stored,
     judge,
 )
-from tests.torture.bad_day.ledger import Attempt, Ledger, Told
+from tests.torture.bad_day.ledger import Attempt, LabelTold, Ledger, Told
 from tests.torture.bad_day.plan import plan_day
 
 
@@ -105,6 +105,13 @@ def test_a_refused_decision_that_stands_is_found() -> None:
     assert _rules(attempts=_told(refused), stored=[STORED]) == ["stands after all"]
     assert _rules(attempts=_told(refused, _attempt(Told.UNKNOWN)), stored=[STORED]) == []
     assert _rules(attempts=_told(refused)) == []
+
+
+def test_a_lost_label_is_found() -> None:
+    """A report of the other label is none of this one."""
+    told = LabelTold(transaction_id="t-1", is_fraud=True, sent_at=1.0, under="beat killed")
+    assert _rules(labels_told=[told], label_reports={("t-1", True)}) == []
+    assert _rules(labels_told=[told], label_reports={("t-1", False)}) == ["label lost"]
 
 
 def test_windows_that_miss_a_transaction_are_found() -> None:

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from tests.torture.bad_day.conduct import SCORES, Answer, Conduct
-from tests.torture.bad_day.ledger import Attempt, Ledger, Told
+from tests.torture.bad_day.ledger import Attempt, LabelTold, Ledger, Told
 from tests.torture.bad_day.requests import Request, Requests, Transaction
 from tests.torture.bad_day.web_client import NoAnswer, NoConnection, Reply, TimedOut, WebClient
 
@@ -140,8 +140,16 @@ class Traffic:
         self._conduct.examine(whole)
         for answer in _items(whole, request, document):
             self._conduct.examine(answer)
+        if request.kind == "label" and reply is not None and reply.status == 200:
+            self._note_labels(request, document, sent_at)
         if reply is not None and reply.status == 404 and request.concerns:
             self._miss(request, sent_at)
+
+    def _note_labels(self, request: Request, document: dict[str, Any], sent_at: float) -> None:
+        for label, result in zip(request.labels, document["results"], strict=True):
+            if result.get("outcome") in ("recorded", "superseded"):
+                told = LabelTold(**label, sent_at=sent_at, under=self._conduct.under)
+                self._ledger.note_label(told)
 
     def _miss(self, request: Request, sent_at: float) -> None:
         """404 for a decision that PostgreSQL had taken before it was asked."""
