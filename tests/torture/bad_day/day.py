@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from tests.torture.bad_day.conduct import CALM, Conduct, Phase
 from tests.torture.bad_day.fault import Day, Fault
 from tests.torture.bad_day.judge import Facts, ProcessSample, judge
 from tests.torture.bad_day.ledger import Ledger
+from tests.torture.bad_day.machine import CROWDED, Machine
 from tests.torture.bad_day.plan import CALM_S, Step, plan_day
 from tests.torture.bad_day.requests import Requests
 from tests.torture.bad_day.testbed import Testbed, testbed
@@ -32,8 +34,10 @@ SETTLE_S: Final = 15.0
 """Without traffic, before anything is looked at that must stand still."""
 STILL_S: Final = 12.0
 """For which files and epochs must stand still."""
-STOP_S: Final = 12.0
+STOP_S: Final = 20.0
 EDIT_EVERY_S: Final = 3.0
+CROWD_S: Final = 12.0
+"""For how long others who took the processors are held to blame: longer than a client's time-out."""
 _HARMLESS: Final = frozenset({"unknown_entity", "stale_refreshing", "window_incomplete", "stale"})
 """Reasons for which a score may be flagged on a good day."""
 _POLICIES: Final = ("customer_activity", "customer_profile", "merchant_profile", "merchant_risk", "prediction")
@@ -45,6 +49,8 @@ class Report:
 
     seed: int
     violations: list[Violation] = field(default_factory=list)
+    notes: list[Violation] = field(default_factory=list)
+    """What broke a rule about times while others had the processors."""
     phases: list[Phase] = field(default_factory=list)
     sent: int = 0
     left_out: list[str] = field(default_factory=list)
@@ -60,6 +66,10 @@ class Report:
             )
         if self.left_out:
             shown.append(f"  left out for want of time: {', '.join(self.left_out)}")
+        if self.notes:
+            kinds = Counter(f"{note.rule} under {note.under}" for note in self.notes)
+            told = ", ".join(f"{kind} {times}" for kind, times in kinds.most_common())
+            shown.append(f"  while others had the processors, and therefore no violations: {told}")
         return [*shown, *(f"  {violation}" for violation in self.violations)]
 
 
@@ -86,6 +96,7 @@ def run_day(
         say(f"seed {seed}: {len(steps)} faults in about {seconds:.0f} s")
         run.play(steps)
         report.violations = run.verdict()
+        report.notes = run.conduct.notes
         report.phases, report.sent = run.conduct.phases, run.traffic.sent
     return report
 
@@ -108,7 +119,8 @@ class _Run:
         self._random = random
         self._began = time.monotonic()
         self._probes = itertools.count()
-        self.conduct = Conduct()
+        self._machine = Machine(bed.everything)
+        self.conduct = Conduct(is_crowded=lambda: self._machine.others_share(last_s=CROWD_S) > CROWDED)
         self.ledger = Ledger(bed.root / "attempts.jsonl")
         self.day = Day(
             bed=bed,
@@ -137,6 +149,7 @@ class _Run:
     # --- the day ---
 
     def play(self, steps: Sequence[Step]) -> None:
+        self._machine.start()
         self.traffic.start()
         self._editor.start()
         self._bed.pause(WARM_UP_S)
@@ -151,6 +164,7 @@ class _Run:
         self.traffic.stop()
         self._stop.set()
         self._editor.join()
+        self._machine.stop()
 
     def _break(self, step: Step) -> None:
         """Returns when all is well again, or has not become so in time."""
@@ -268,6 +282,7 @@ def report_as_json(report: Report) -> str:
             "seed": report.seed,
             "sent": report.sent,
             "violations": [str(violation) for violation in report.violations],
+            "notes": [str(note) for note in report.notes],
             "phases": [
                 {
                     "name": phase.name,

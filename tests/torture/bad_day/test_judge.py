@@ -290,3 +290,11 @@ def test_a_short_day_leaves_faults_out_and_a_long_one_has_rounds() -> None:
     faults = _faults(10)
     assert 0 < len(plan_day(faults, seconds=60, random=Random(3))) < 10
     assert len(plan_day(faults, seconds=400, random=Random(3))) > 20
+
+
+def test_times_on_a_crowded_machine_are_notes() -> None:
+    """What is wrong at any speed is a violation there too."""
+    conduct = Conduct(is_crowded=lambda: True)
+    conduct.examine(replace(ANSWER, seconds=9.0, status=500))
+    assert [note.rule for note in conduct.notes] == ["slow"]
+    assert [violation.rule for violation in conduct.violations] == ["500"]

@@ -236,6 +236,14 @@ class Testbed:
                 found |= {f"{name}/{place}": process for place, process in enumerate(below, start=1)}
         return found
 
+    def everything(self) -> list[psutil.Process]:
+        """Our processes and the servers'."""
+        found = list(self.processes().values())
+        for pid in [*self.postgres.pids(), *self.cache.pids(), *self.broker.pids()]:
+            with suppress(psutil.Error):
+                found.append(psutil.Process(pid))
+        return found
+
     # --- waiting ---
 
     def pause(self, seconds: float) -> None:
