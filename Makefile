@@ -44,8 +44,10 @@ format: $(VENV)/.dev ## mend style and formatting where that can be done by mach
 bench: $(VENV)/.serve ## measure the numbers that the docs promise (ARGS=)
 	@$(MANAGE) bench $(ARGS)
 
-torture: $(VENV)/.dev ## the long tests: servers killed, clients that mean harm (TORTURE_MINUTES= for the mutated bodies)
-	@$(if $(TORTURE_MINUTES),TORTURE_MINUTES='$(TORTURE_MINUTES)') $(BIN)/python -m pytest -m torture
+torture: $(VENV)/.dev ## the long tests: servers killed, clients that mean harm (TORTURE_MINUTES= BAD_DAY_MINUTES= BAD_DAY_SEED=)
+	@$(if $(TORTURE_MINUTES),TORTURE_MINUTES='$(TORTURE_MINUTES)') \
+		$(if $(BAD_DAY_MINUTES),BAD_DAY_MINUTES='$(BAD_DAY_MINUTES)') $(if $(BAD_DAY_SEED),BAD_DAY_SEED='$(BAD_DAY_SEED)') \
+		$(BIN)/python -m pytest -m torture
 
 down: ## stop the embedded servers; the data stay
 	@if [ -x $(BIN)/python ]; then $(MANAGE) services down; fi

@@ -11,8 +11,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+import django.db
+import psycopg
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from mlserve.postgres.failures import Failure, failure_of
 
 _SECRETS = (
     (re.compile(r"mls_[A-Za-z0-9_-]{16,}"), "mls_[hidden]"),
@@ -22,14 +26,13 @@ _SECRETS = (
 
 _OUTAGES = frozenset(
     {
-        ("django.db.utils", "OperationalError"),
-        ("django.db.utils", "InterfaceError"),
-        ("psycopg", "OperationalError"),
         ("redis.exceptions", "ConnectionError"),
         ("redis.exceptions", "TimeoutError"),
         ("kombu.exceptions", "OperationalError"),
     }
 )
+_OUTAGES_OF_POSTGRES = frozenset({Failure.UNAVAILABLE, Failure.TIMEOUT, Failure.READ_ONLY, Failure.CONTENTION})
+"""Not the code's: nothing in it needs a look, so nobody needs its lines."""
 
 
 def configure(config: Mapping[str, str]) -> None:
@@ -99,9 +102,16 @@ def outage_in_one_line(_logger: WrappedLogger, _method: str, event: EventDict) -
     return event
 
 
-def _is_outage(error: BaseException) -> bool:
-    # By name: redis and Celery take their time to load, and most commands need neither.
-    return any((kind.__module__, kind.__name__) in _OUTAGES for kind in type(error).__mro__)
+def _is_outage(error: BaseException | None) -> bool:
+    """Also if it is the cause of another error, which says what could not be done without the server."""
+    while error is not None:
+        if isinstance(error, django.db.Error | psycopg.Error):
+            return failure_of(error) in _OUTAGES_OF_POSTGRES
+        # By name: redis and Celery take their time to load, and most commands need neither.
+        if any((kind.__module__, kind.__name__) in _OUTAGES for kind in type(error).__mro__):
+            return True
+        error = error.__cause__
+    return False
 
 
 class _OnlyTracebacks(logging.Filter):

@@ -4,14 +4,16 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 import redis
 import structlog
 from django.conf import settings
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.test import Client
 from kombu import exceptions as kombu
 
+from mlserve.cache.bloom_redis import StoreUnreachable
 from mlserve.observability.logging import configure, without_secrets
 
 pytestmark = pytest.mark.django_db
@@ -98,3 +100,34 @@ def test_a_server_that_is_away_is_one_line(
     for line in json_lines():
         assert line["error"] == f"{error.__name__}: connection refused is the server running?"
         assert "exception" not in line and "Traceback" not in str(line)
+
+
+@pytest.mark.parametrize("statement", ["CREATE TABLE of_nobody ()", "SET LOCAL lock_timeout = 'for ever'"])
+def test_what_postgres_refuses_is_one_line_unless_the_code_is_to_blame(
+    statement: str, json_lines: Callable[[], list[dict[str, object]]]
+) -> None:
+    """A server that takes no writes is an outage, whatever class the error has; a wrong statement shows where it is."""
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION READ ONLY")
+            cursor.execute(statement)
+    except DatabaseError as error:
+        logging.getLogger("a.library").exception("it failed")
+        is_outage = isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction)
+    (line,) = json_lines()
+    assert ("exception" in line) is not is_outage
+    assert is_outage is statement.startswith("CREATE")
+
+
+def test_an_outage_behind_an_error_of_ours_is_one_line(json_lines: Callable[[], list[dict[str, object]]]) -> None:
+    """As the tiers translate a library's errors: what could not be done, and why, without the way there."""
+    try:
+        try:
+            raise redis.ConnectionError("connection refused")
+        except redis.ConnectionError as error:
+            raise StoreUnreachable(error) from error
+    except StoreUnreachable:
+        logging.getLogger("celery.app.trace").exception("Task failed")
+    (line,) = json_lines()
+    assert line["error"] == "StoreUnreachable: ConnectionError: connection refused"
+    assert "exception" not in line
