@@ -20,16 +20,17 @@ MAX_HELD = 200
 
 
 class OfCustomer(Protocol):
-    """What waits."""
-
-    held_since: float | None
-    """Monotonic, in seconds; None for what was never held back."""
-
     @property
     def customer_id(self) -> str: ...
 
 
-W = TypeVar("W", bound=OfCustomer)
+class MayWait(OfCustomer, Protocol):
+    held_since: float | None
+    """Monotonic, in seconds; None for what was never held back."""
+
+
+C = TypeVar("C", bound=OfCustomer)
+W = TypeVar("W", bound=MayWait)
 
 
 class _Locked(Generic[W]):
@@ -117,13 +118,13 @@ class LockedCustomers(Generic[W]):
         return True
 
 
-def _is_tired(each: OfCustomer, now: float) -> bool:
+def _is_tired(each: MayWait, now: float) -> bool:
     return each.held_since is not None and now - each.held_since >= HOLD_S
 
 
-def by_customer(waiting: Sequence[W]) -> list[list[W]]:
+def by_customer(waiting: Sequence[C]) -> list[list[C]]:
     """One list for each customer, in the order in which they came."""
-    groups: dict[str, list[W]] = {}
+    groups: dict[str, list[C]] = {}
     for each in waiting:
         groups.setdefault(each.customer_id, []).append(each)
     return list(groups.values())
