@@ -13,3 +13,4 @@ class PredictionsConfig(AppConfig):
         diagnosis = import_module("predictions.diagnosis")  # models exist only now
         register_check("model", diagnosis.model_is_active, required=True)
         register("model", diagnosis.diagnose_model)
+        register("skew", diagnosis.diagnose_skew)

@@ -167,6 +167,7 @@ CELERY_TASK_ROUTES = {
     "features.flush_write_behind": {"queue": "refresh"},
     "features.inspect_cache": {"queue": "refresh"},
     "features.*": {"queue": "build"},
+    "predictions.*": {"queue": "build"},
     "warmup.*": {"queue": "refresh"},
 }
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -202,6 +203,11 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
         "task": "features.build_embeddings",
         "schedule": crontab(minute=3, hour="*/3"),
         "options": {"expire_seconds": 3 * 3600},
+    },
+    "check-training-serving-skew": {
+        "task": "predictions.check_training_serving_skew",
+        "schedule": crontab(minute=20, hour=4),
+        "options": {"expire_seconds": 24 * 3600},
     },
 }
 
