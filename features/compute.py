@@ -272,25 +272,35 @@ _none = np.empty(0, dtype=np.int64)
 NONE_LATE = LateLabels(_none, _none, _none, _none)
 
 
-def merchant_windows(merchant: Integers, at_us: Integers, fraud: Integers, *, late: LateLabels = NONE_LATE) -> Floats:
+def merchant_windows(
+    merchant: Integers,
+    at_us: Integers,
+    fraud: Integers,
+    *,
+    moments_us: Integers | None = None,
+    late: LateLabels = NONE_LATE,
+) -> Floats:
     """Count and share of fraud of every row's merchant, the windows ending seven days earlier: [n, 6].
 
-    `fraud` is 1 where fraud is known, else 0; what was said `late` counts from the moment on at which it was said. An
-    empty window has share 0.
+    Earlier than the row, or than its moment of `moments_us`. `fraud` is 1 where fraud is known, else 0; what was said
+    `late` counts from the moment on at which it was said. An empty window has share 0.
     """
-    lines = _Lines(merchant, at_us)
+    asked_us = at_us if moments_us is None else moments_us
+    distinct, rank = np.unique(asked_us, return_inverse=True)
+    stride = len(distinct) + 1
 
     def wrongly_counted(days: int) -> Integers:
-        # A row lies in the windows of the rows of its merchant from `enters` on and before `leaves`, which stand side
-        # by side: a step up where they begin, one down where they end.
-        enters, leaves, excess = _spans(at_us, fraud, late, days)
-        steps = np.zeros(len(at_us) + 1, dtype=np.int64)
-        np.add.at(steps, lines.first_from(merchant[late.row], enters), excess)
-        np.add.at(steps, lines.first_from(merchant[late.row], leaves), -excess)
-        counted: Integers = np.cumsum(steps)[lines.place]
+        # A late row counts wrongly for its merchant from the moment `enters` on and before `leaves`: a step up and
+        # one down, in the order of merchant and moment, whose running sum says how many are on at a moment.
+        steps_us = np.concatenate(_spans(at_us, fraud, late, days)[:2])
+        excess = fraud[late.row] - late.fraud
+        keys = np.tile(merchant[late.row], 2) * stride + np.searchsorted(distinct, steps_us, side="left")
+        order = np.argsort(keys, kind="stable")
+        running = np.concatenate(([0], np.cumsum(np.concatenate((excess, -excess))[order])))
+        counted: Integers = running[np.searchsorted(keys[order], merchant * stride + rank, side="right")]
         return counted
 
-    return _delayed_windows(lines, at_us, fraud, wrongly_counted)
+    return _delayed_windows(_Lines(merchant, at_us), asked_us, fraud, wrongly_counted)
 
 
 def merchant_windows_at(
@@ -446,11 +456,6 @@ class _Lines:
         """The place of each asked entity's first row later than its edge."""
         rank = np.searchsorted(self._at_us, edge_us, side="right")
         return np.searchsorted(self._keys, self._asked * self._stride + rank, side="left")
-
-    def first_from(self, entity: Integers, edge_us: Integers) -> Integers:
-        """The place of each entity's first row at its edge or later."""
-        rank = np.searchsorted(self._at_us, edge_us, side="left")
-        return np.searchsorted(self._keys, entity.astype(np.int64) * self._stride + rank, side="left")
 
     def running(self, values: Integers) -> Integers:
         """Sums of all values before each place; differences of two are exact."""

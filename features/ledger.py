@@ -47,6 +47,24 @@ class Ledger:
         """1 where fraud is known, else 0."""
         return (self.label == 1).astype(np.int64)
 
+    def before(self, at_us: int) -> "Ledger":
+        """The rows before this moment, and the customers and merchants that they name."""
+        size = int(np.searchsorted(self.at_us, at_us))
+        customers, customer = np.unique(self.customer[:size], return_inverse=True)
+        merchants, merchant = np.unique(self.merchant[:size], return_inverse=True)
+        there = self.late.row < size
+        return Ledger(
+            transaction_ids=self.transaction_ids[:size],
+            at_us=self.at_us[:size],
+            customers=self.customers[customers],
+            customer=customer,
+            merchants=self.merchants[merchants],
+            merchant=merchant,
+            amount_units=self.amount_units[:size],
+            label=self.label[:size],
+            late=LateLabels(*(column[there] for column in self.late)),
+        )
+
 
 def read_ledger(*, until: datetime) -> Ledger:
     """All transactions that occurred at `until` or before, in one statement: one snapshot.

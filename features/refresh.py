@@ -21,6 +21,7 @@ from django.db import connection, transaction
 from features import compute
 from features.activity import StoredRow, load_rows, lock_customers, update_activity
 from features.compute import Floats
+from features.cutoffs import cutoff_us
 from features.definitions import (
     BUILT_GROUPS,
     CUSTOMER_ACTIVITY,
@@ -69,7 +70,10 @@ class _Written:
 def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: Progress = silent) -> BuildReport:
     """Computes `groups` from the transactions that occurred at `as_of` or before; `now` becomes the rows' as_of.
 
-    Builds of one group wait for each other. Idempotent. Rows of entities that the ledger up to `as_of` does not know
+    But for the customers' activity, what is built is what the last cutoff before `as_of` knew (`cutoffs.py`), as in
+    training: profiles and embeddings hold no transaction of the same day.
+
+    Builds of one group wait for each other. Idempotent. Rows of entities that the ledger up to there does not know
     stay as they are; soft-deleted rows of entities that it knows come back to life. An `as_of` before `now` is a view
     of the past: what a customer did later leaves the activity row until that customer's next transaction. With `as_of`
     at `now` no recorded transaction is ever left out of it, also none recorded meanwhile. Raises ValueError for
@@ -161,15 +165,16 @@ class _Values:
 
     def __init__(self, ledger: Ledger, as_of: datetime, progress: Progress) -> None:
         self._ledger = ledger
-        self._as_of = as_of
+        self._as_of_us = microseconds(as_of)
         self._progress = progress
-        self._embeddings: tuple[Floats, Floats] | None = None
+        self._days: dict[int, Ledger] = {}
+        self._embeddings: dict[int, tuple[Floats, Floats]] = {}
         self._of: dict[str, Callable[[], tuple[Names, Floats]]] = {
             CUSTOMER_PROFILE.name: self._customer_profiles,
-            CUSTOMER_EMBEDDING.name: lambda: (ledger.customers, self._both_embeddings()[0]),
+            CUSTOMER_EMBEDDING.name: self._customer_embeddings,
             MERCHANT_PROFILE.name: self._merchant_profiles,
             MERCHANT_RISK.name: self._merchant_risk,
-            MERCHANT_EMBEDDING.name: lambda: (ledger.merchants, self._both_embeddings()[1]),
+            MERCHANT_EMBEDDING.name: self._merchant_embeddings,
         }
 
     def of(self, group: str) -> tuple[Names, Floats]:
@@ -177,13 +182,13 @@ class _Values:
         return self._of[group]()
 
     def _customer_profiles(self) -> tuple[Names, Floats]:
-        ledger = self._ledger
+        _, ledger = self._before_cutoff(CUSTOMER_PROFILE.name)
         profiles = compute.Profiles(len(ledger.customers))
         profiles.add(ledger.customer, ledger.at_us, ledger.amount_units)
         return ledger.customers, profiles.customers()
 
     def _merchant_profiles(self) -> tuple[Names, Floats]:
-        ledger = self._ledger
+        _, ledger = self._before_cutoff(MERCHANT_PROFILE.name)
         profiles = compute.Profiles(len(ledger.merchants))
         profiles.add(ledger.merchant, ledger.at_us, ledger.amount_units)
         return ledger.merchants, profiles.merchants()
@@ -195,16 +200,30 @@ class _Values:
             ledger.merchant,
             ledger.at_us,
             ledger.fraud,
-            now_us=microseconds(self._as_of),
+            now_us=cutoff_us(MERCHANT_RISK.name, self._as_of_us),
             late=ledger.late,
         )
 
-    def _both_embeddings(self) -> tuple[Floats, Floats]:
-        ledger = self._ledger
-        if self._embeddings is None:
+    def _customer_embeddings(self) -> tuple[Names, Floats]:
+        cutoff, ledger = self._before_cutoff(CUSTOMER_EMBEDDING.name)
+        return ledger.customers, self._both_embeddings(cutoff, ledger)[0]
+
+    def _merchant_embeddings(self) -> tuple[Names, Floats]:
+        cutoff, ledger = self._before_cutoff(MERCHANT_EMBEDDING.name)
+        return ledger.merchants, self._both_embeddings(cutoff, ledger)[1]
+
+    def _before_cutoff(self, group: str) -> tuple[int, Ledger]:
+        # The ledger holds `as_of` itself, so as of a day's last microsecond it is complete up to midnight.
+        cutoff = cutoff_us(group, self._as_of_us + 1)
+        if cutoff not in self._days:
+            self._days[cutoff] = self._ledger.before(cutoff)
+        return cutoff, self._days[cutoff]
+
+    def _both_embeddings(self, cutoff: int, ledger: Ledger) -> tuple[Floats, Floats]:
+        if cutoff not in self._embeddings:
             places = embed(len(ledger.customers), len(ledger.merchants), ledger.customer, ledger.merchant)
-            self._embeddings = with_build(*places)
-        return self._embeddings
+            self._embeddings[cutoff] = with_build(*places)
+        return self._embeddings[cutoff]
 
 
 def _write(group: str, entities: Names, values: Floats, now: datetime) -> _Written:

@@ -23,3 +23,4 @@ class PredictionsConfig(AppConfig):
         register_check("activation", active.model_is_the_active_one, required=False)
         register("spool", spool.diagnose_spool)
         register_measurement("spool", spool.measure_spool)
+        register("skew", diagnosis.diagnose_skew)

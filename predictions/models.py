@@ -102,3 +102,23 @@ class Decision(models.Model):
 
     def __str__(self) -> str:
         return f"{self.transaction_id}: {self.decision}"
+
+
+class SkewCheck(models.Model):
+    """A sample of decisions was compared with what training has of the same transactions (`skew.py`). Kept 90 days."""
+
+    at = models.DateTimeField(db_index=True)
+    sampled = models.BigIntegerField()
+    """Decisions."""
+    compared = models.BigIntegerField()
+    """Values of features, as the next one."""
+    differing = models.BigIntegerField()
+    """Without a known reason."""
+    report = models.JSONField()
+    """By feature, with examples."""
+
+    class Meta:
+        ordering = ("-at", "-id")
+
+    def __str__(self) -> str:
+        return f"{self.at}: {self.differing} of {self.compared} values differ"

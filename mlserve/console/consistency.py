@@ -66,11 +66,26 @@ class SwitchedOff(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
 
 
+class SkewFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the newest comparison of served values with training's: `differing` of them without a reason. `at`: UTC."""
+
+    at: datetime
+    decisions: int
+    compared: int
+    differing: int
+    features: tuple[str, ...]
+
+    @property
+    def features_said(self) -> str:
+        return ", ".join(self.features)
+
+
 class ConsistencyReport(msgspec.Struct, frozen=True, kw_only=True):
     """Of the last `SPAN_DAYS` days. `error` says why it is empty."""
 
     horizons: tuple[HorizonReport, ...] = ()
     switched_off: tuple[SwitchedOff, ...] = ()
+    skew: SkewFigures | None = None
     error: str = ""
 
 
@@ -82,7 +97,7 @@ def nines(*, checked: int, wrong: int) -> tuple[float | None, bool]:
 
 
 def read_consistency(*, now: float) -> ConsistencyReport:
-    """Three queries. Never raises for a database that is away or not migrated yet."""
+    """Four queries. Never raises for a database that is away or not migrated yet."""
     since = (datetime.fromtimestamp(now, UTC) - timedelta(days=SPAN_DAYS - 1)).date()
     try:
         rows = list(
@@ -92,15 +107,18 @@ def read_consistency(*, now: float) -> ConsistencyReport:
             .annotate(**{name: Sum(F(name)) for name in (*CAUSES, "checked", "age_sum_s")})
         )
         off = tuple(_switched_off())
+        skew = _skew(since=datetime.fromtimestamp(now, UTC) - timedelta(days=SPAN_DAYS))
     except Error as error:
         return ConsistencyReport(error=str(error).strip().partition("\n")[0])
     horizons = sorted({row["horizon_s"] for row in rows})
-    return ConsistencyReport(horizons=tuple(_horizon(horizon_s, rows) for horizon_s in horizons), switched_off=off)
+    return ConsistencyReport(
+        horizons=tuple(_horizon(horizon_s, rows) for horizon_s in horizons), switched_off=off, skew=skew
+    )
 
 
 def notices_of(report: ConsistencyReport) -> list[Notice]:
-    """Of groups that Postgres alone answers for."""
-    return [
+    """Of groups that Postgres alone answers for, and of scores that were given on what training has not seen."""
+    found = [
         Notice(
             "error",
             f"{off.group} is read from Postgres alone since {off.at:%Y-%m-%d %H:%M} UTC: the inspector found a copy "
@@ -108,6 +126,15 @@ def notices_of(report: ConsistencyReport) -> list[Notice]:
         )
         for off in report.switched_off
     ]
+    if report.skew is not None and report.skew.differing:
+        found.append(
+            Notice(
+                "error",
+                f"{report.skew.differing:,} served values are not those of training: {report.skew.features_said}. "
+                "Examples: manage.py training_serving_skew",
+            )
+        )
+    return found
 
 
 def _horizon(horizon_s: int, rows: Iterable[Mapping[str, Any]]) -> HorizonReport:
@@ -123,6 +150,19 @@ def _horizon(horizon_s: int, rows: Iterable[Mapping[str, Any]]) -> HorizonReport
         at_least=at_least,
         mean_age_s=writes["age_sum_s"] / writes["checked"] if writes["checked"] else None,
         copies={tier: row["checked"] for tier, row in sorted(of_tier.items()) if tier != _ALL_TIERS},
+    )
+
+
+def _skew(*, since: datetime) -> SkewFigures | None:
+    newest = apps.get_model("predictions", "SkewCheck").objects.filter(at__gte=since).first()
+    if newest is None:
+        return None
+    return SkewFigures(
+        at=newest.at,
+        decisions=newest.sampled,
+        compared=newest.compared,
+        differing=newest.differing,
+        features=tuple(name for name, of in newest.report["features"].items() if of["differing"]),
     )
 
 

@@ -161,6 +161,14 @@ UNCONFIRMED = Gauge(
     ["what"],
     multiprocess_mode="liveall",
 )
+SKEW_DECISIONS = Counter(
+    "mlserve_skew_decisions_total", "Journalled decisions drawn to be compared with training.", ["outcome"]
+)
+SKEW_VALUES = Counter(
+    "mlserve_skew_values_total",
+    "Served values of features compared with those of training; differing: without a known reason.",
+    ["feature", "outcome"],
+)
 
 RATE_LIMIT = Counter(
     "mlserve_rate_limit_total", "Requests refused by their key's limit, or decided without Redis.", ["outcome"]

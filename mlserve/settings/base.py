@@ -162,6 +162,7 @@ CELERY_TASK_ROUTES = {
     "features.flush_write_behind": {"queue": "refresh"},
     "features.inspect_cache": {"queue": "refresh"},
     "features.*": {"queue": "build"},
+    "predictions.*": {"queue": "build"},
     "warmup.*": {"queue": "refresh"},
 }
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -181,16 +182,27 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "inspect-cache": _every(15, "features.inspect_cache"),
     "warm-most-active": _every(300, "warmup.warm_most_active"),
     "build-bloom-filters": _every(300, "features.build_bloom_filters"),
-    "rebuild-merchant-risk": _every(1800, "features.rebuild_merchant_risk"),
+    # A minute after the cutoffs (features/cutoffs.py), so that what occurred before them is there.
+    # Profiles and embeddings change at midnight; the other builds of a day take in what arrived late, or was missed.
+    "rebuild-merchant-risk": {
+        "task": "features.rebuild_merchant_risk",
+        "schedule": crontab(minute="1,31"),
+        "options": {"expire_seconds": 1800},
+    },
     "rebuild-profiles": {
         "task": "features.rebuild_profiles",
-        "schedule": crontab(minute=5, hour="*/6"),
+        "schedule": crontab(minute=2, hour="*/6"),
         "options": {"expire_seconds": 6 * 3600},
     },
     "build-embeddings": {
         "task": "features.build_embeddings",
-        "schedule": crontab(minute=35, hour="*/3"),
+        "schedule": crontab(minute=3, hour="*/3"),
         "options": {"expire_seconds": 3 * 3600},
+    },
+    "check-training-serving-skew": {
+        "task": "predictions.check_training_serving_skew",
+        "schedule": crontab(minute=20, hour=4),
+        "options": {"expire_seconds": 24 * 3600},
     },
 }
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from threading import Thread
 
 import numpy as np
@@ -12,6 +12,7 @@ from django.test.utils import CaptureQueriesContext
 
 from features import compute
 from features.compute import LateLabels
+from features.cutoffs import cutoff_us
 from features.labels import Labelled, LabelOutcome, NewLabel, ReportedTooEarly, UnknownTransaction, report_labels
 from features.ledger import read_ledger
 from features.models import FeatureRow, LabelReport, Transaction
@@ -229,6 +230,14 @@ def test_windows_with_late_labels_are_what_counting_by_hand_gives(db: None) -> N
     for transaction_id, windows in zip(columns.transaction_ids, trained, strict=True):
         row = by_id[transaction_id]
         assert windows.tolist() == pytest.approx(counted(row.merchant_id, row.occurred_at)), transaction_id
+    cutoffs = cutoff_us("merchant_risk", columns.at_us)
+    assert (cutoffs < columns.at_us).any()
+    at_cutoffs = compute.merchant_windows(
+        columns.merchant, columns.at_us, columns.fraud, moments_us=cutoffs, late=columns.late
+    )
+    for place, windows in enumerate(at_cutoffs):
+        cutoff = datetime.fromtimestamp(cutoffs[place] / 1e6, UTC)
+        assert windows.tolist() == pytest.approx(counted(columns.merchants[columns.merchant[place]], cutoff)), place
     for day in (20, 45.5, 70):
         now = START + day * DAY
         at = int((now - START).total_seconds() * 1e6) + int(START.timestamp() * 1e6)

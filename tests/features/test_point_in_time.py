@@ -15,7 +15,7 @@ from features.activity import load_rows, update_activity
 from features.compute import VectorPlan, transaction_tag
 from features.definitions import ALL_FEATURES, BASELINE_FEATURES, BUILT_GROUPS, GROUPS
 from features.models import Transaction
-from features.point_in_time import TrainingSet, training_vectors
+from features.point_in_time import TrainingSet, training_vectors, vectors_of
 from features.refresh import build
 from tests.features.ledgers import START, payment, record, some_payments
 
@@ -53,8 +53,7 @@ def _by_id(vectors: TrainingSet) -> dict[str, Sequence[float]]:
 def test_serving_gives_the_vectors_that_training_sees() -> None:
     """All features, for every transaction of the last days, in the order of the ledger: online equals offline.
 
-    Each day begins with the builds of its midnight; merchant risk, which moves within the day, is built at the
-    transaction's own moment.
+    Whenever the builds of a day run: here at the moment of each transaction, from a ledger that has all before it.
     """
     payments = some_payments(400, days=50)
     online_from = START + timedelta(days=46)
@@ -62,13 +61,8 @@ def test_serving_gives_the_vectors_that_training_sees() -> None:
     plan = VectorPlan(ALL_FEATURES)
     served: dict[str, tuple[float, ...]] = {}
     build(["customer_activity"], as_of=online_from - _TICK, now=online_from)
-    built_for = None
     for row in (row for row in payments if row.occurred_at >= online_from):
-        if row.occurred_at.date() != built_for:
-            built_for = row.occurred_at.date()
-            midnight = row.occurred_at.replace(hour=0, minute=0, second=0)
-            build(set(plan.groups) - {"customer_activity"}, as_of=midnight - _TICK, now=midnight)
-        build(["merchant_risk"], as_of=row.occurred_at, now=row.occurred_at)
+        build(set(plan.groups) - {"customer_activity"}, as_of=row.occurred_at, now=row.occurred_at)
         before = _serve(plan, row, is_recorded=False)
         _score(row)
         served[row.id] = _serve(plan, row)
@@ -80,6 +74,33 @@ def test_serving_gives_the_vectors_that_training_sees() -> None:
             dict(zip(ALL_FEATURES, values, strict=True)), abs=1e-6
         )
     assert all(len(set(column)) > 1 for column in zip(*served.values(), strict=True)), "no feature was constant"
+
+
+def test_a_build_at_midnight_or_just_before_it_is_that_days() -> None:
+    """Both hold the whole of the day before, and nothing of the new one."""
+    payments = some_payments(200, days=30)
+    record(payments)
+    plan = VectorPlan(ALL_FEATURES)
+    trained = _by_id(training_vectors(FIRST, LAST, ALL_FEATURES))
+    row = payments[190]
+    midnight = row.occurred_at.replace(hour=0, minute=0, second=0, microsecond=0)
+    build(["customer_activity", "merchant_risk"], as_of=row.occurred_at, now=row.occurred_at)
+    for as_of in (midnight - _TICK, midnight, midnight + _TICK):
+        build(set(plan.groups) - {"customer_activity", "merchant_risk"}, as_of=as_of, now=as_of)
+        assert _serve(plan, row) == pytest.approx(trained[row.id], abs=1e-6)
+
+
+def test_the_vectors_of_some_transactions_are_those_of_training() -> None:
+    """Of several days, in ledger order; ids that the ledger does not have are left out."""
+    payments = some_payments(200, days=20)
+    record(payments)
+    trained = _by_id(training_vectors(FIRST, LAST, ALL_FEATURES))
+    wanted = [payments[place].id for place in (3, 77, 78, 150, 199)]
+    found = vectors_of([*reversed(wanted), "nobody"], ALL_FEATURES, until=payments[-1].occurred_at)
+    assert found.transaction_ids.tolist() == wanted
+    assert _by_id(found) == {transaction_id: trained[transaction_id] for transaction_id in wanted}
+    with pytest.raises(ValueError, match="no_such"):
+        vectors_of(wanted, ["no_such"], until=payments[-1].occurred_at)
 
 
 def test_a_built_past_serves_the_next_transactions_as_training_saw_them() -> None:

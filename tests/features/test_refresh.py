@@ -45,16 +45,34 @@ def test_every_group_gets_one_row_per_entity_of_its_type() -> None:
 
 
 @pytest.mark.django_db
-def test_profiles_describe_the_history_up_to_the_cut_and_not_beyond() -> None:
-    """First moment, mean and population deviation; the cut's own moment is included."""
+@pytest.mark.parametrize("built_after", [timedelta(0), timedelta(hours=13, minutes=7), timedelta(hours=23)])
+def test_profiles_describe_the_history_up_to_midnight_whenever_they_are_built(built_after: timedelta) -> None:
+    """First moment, mean and population deviation of the days before; midnight itself belongs to the new day."""
+    midnight = START + timedelta(days=2)
     amounts = ["10.01", "20.02", "40.04"]
-    record([payment(str(n), START + timedelta(days=n), amount=amount) for n, amount in enumerate(amounts)])
-    record([payment("9", START + timedelta(days=2, microseconds=1), amount="1000")])
-    build(["customer_profile", "merchant_profile"], as_of=START + timedelta(days=2), now=NOW)
+    moments = [START, START + timedelta(days=1), midnight - timedelta(microseconds=1)]
+    record([payment(str(n), at, amount=amount) for n, (at, amount) in enumerate(zip(moments, amounts, strict=True))])
+    record([payment("9", midnight, amount="1000"), payment("10", midnight, customer="c2", merchant="m2")])
+    build(["customer_profile", "merchant_profile"], as_of=midnight + built_after, now=NOW)
     seen = [float(amount) for amount in amounts]
     expected = [START.timestamp(), statistics.fmean(seen), statistics.pstdev(seen)]
+    assert _stored("customer_profile").keys() == {"c1"} and _stored("merchant_profile").keys() == {"m1"}
     assert _stored("customer_profile")["c1"] == pytest.approx(expected, rel=1e-12)
     assert _stored("merchant_profile")["m1"] == pytest.approx(expected[:2], rel=1e-12)
+
+
+@pytest.mark.django_db
+def test_a_second_build_of_a_day_changes_nothing_but_for_what_arrived_late() -> None:
+    """A transaction of the same day is left to tomorrow's build; one of the day before is taken in."""
+    groups = ["customer_profile", "customer_embedding", "merchant_profile", "merchant_embedding"]
+    record(some_payments(60, days=3))
+    noon = START + timedelta(days=3, hours=12)
+    assert any(build(groups, as_of=noon - timedelta(hours=6), now=noon).invalidated.values())
+    record([payment("900", noon, customer="c0", merchant="m0", amount="999")])
+    assert not any(build(groups, as_of=noon + timedelta(hours=1), now=noon).invalidated.values())
+    record([payment("901", noon - timedelta(days=1), customer="c0", merchant="m0", amount="999")])
+    changed = build(groups, as_of=noon + timedelta(hours=2), now=noon).invalidated
+    assert changed["customer_profile"] == changed["merchant_profile"] == 1 and changed["customer_embedding"] > 0
 
 
 @pytest.mark.django_db
@@ -66,8 +84,20 @@ def test_merchant_risk_looks_seven_days_back_from_the_cut() -> None:
     assert _stored("merchant_risk")["m1"] == [1, 0, 1, 0, 1, 0]
     build(["merchant_risk"], as_of=week, now=NOW)
     assert _stored("merchant_risk")["m1"] == [2, 0.5, 2, 0.5, 2, 0.5]
+    build(["merchant_risk"], as_of=week + timedelta(minutes=29), now=NOW)
+    assert _stored("merchant_risk")["m1"] == [2, 0.5, 2, 0.5, 2, 0.5]
     build(["merchant_risk"], as_of=week + timedelta(days=8), now=NOW)
     assert _stored("merchant_risk")["m1"] == [0, 0, 0, 0, 2, 0.5]
+
+
+@pytest.mark.django_db
+def test_merchant_risk_is_that_of_the_last_half_hour() -> None:
+    """Two builds between the same cutoffs are one, for whatever the windows lose or gain meanwhile."""
+    record([payment("1", START + timedelta(minutes=10), is_fraud=True)])
+    week = START + timedelta(days=7)
+    for minutes, expected in ((29, 0), (30, 1), (59, 1)):
+        build(["merchant_risk"], as_of=week + timedelta(minutes=minutes), now=NOW)
+        assert _stored("merchant_risk")["m1"][0] == expected
 
 
 @pytest.mark.django_db
