@@ -8,9 +8,9 @@ are fewer than the threads (`settings/threads.py`).
 
 | kind | what | how long it waits for a slot |
 | --- | --- | --- |
-| scores | all under `/v1/scores` | as `admission.py` says: a moment |
+| scores | `/v1/scores` and batches | as `admission.py` says: a moment |
 | pages | the admin, the documentation, unknown addresses | `MAX_PAGE_WAIT_S`: a browser asks for several at once |
-| calls | the rest of the API | `MAX_CALL_WAIT_S` |
+| calls | the rest of the API, stored scores too: PostgreSQL is asked for them | `MAX_CALL_WAIT_S` |
 | metrics | `/metrics` with a key, which may have to be looked up; without one it passes | `MAX_CALL_WAIT_S` |
 
 A batch takes many times as long as a score. So batches have no more than some of the slots for scores: the others are
@@ -121,8 +121,10 @@ class Gate:
     def _wanted(self, environ: Environ) -> tuple[Admission, ...]:
         """Where a slot is needed, in this order, so that nobody waits for somebody who waits for him."""
         path = environ.get("PATH_INFO", "")
-        if path.startswith(GATED):
-            return self._batches if path == _BATCH else self._scores
+        if path == GATED:
+            return self._scores
+        if path == _BATCH and environ.get("REQUEST_METHOD") == "POST":
+            return self._batches
         has_body = environ.get("CONTENT_LENGTH", "0") not in ("", "0")  # nothing that comes in chunks is read
         if path.startswith(API):
             return self._bodies if has_body else self._calls

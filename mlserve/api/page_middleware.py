@@ -14,6 +14,8 @@ import structlog
 from csp.middleware import CSPMiddleware
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
+from django.contrib.sessions.backends.base import UpdateError
+from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse
@@ -47,8 +49,8 @@ class _OfPages:
             return self.get_response(request)
         try:
             return super().__call__(request)  # type: ignore[misc]  # the middleware that this is mixed into
-        except (DatabaseError, InterfaceError) as error:  # its own: what is inside it has answered
-            page = _page_of(request, error)
+        except (DatabaseError, InterfaceError, SessionInterrupted) as error:  # its own: what is inside has answered
+            page = _page_of(request, _of_the_database(error))
             if page is None:
                 raise
             return page
@@ -93,6 +95,14 @@ class PageOutages:
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Django calls it for what a view raised, or the rendering of its template."""
         return None if request.path_info.startswith(API) else _page_of(request, exception)
+
+
+def _of_the_database(error: Exception) -> Exception:
+    """Whatever keeps a session from being saved, Django says that it was deleted; the reason stands behind that."""
+    seen: BaseException | None = error
+    while isinstance(seen, SessionInterrupted | UpdateError):
+        seen = seen.__context__
+    return seen if isinstance(seen, DatabaseError | InterfaceError) else error
 
 
 def _page_of(request: HttpRequest, error: Exception) -> HttpResponse | None:

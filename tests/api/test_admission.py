@@ -202,8 +202,7 @@ def _refused(gate: Gate, path: str, **environ: str) -> bool:
     ("path", "kind"),
     [
         ("/v1/scores", "scores"),
-        ("/v1/scores/t-1", "scores"),
-        ("/v1/scores/batch", "scores"),
+        ("/v1/scores/t-1", "calls"),
         ("/v1/features/customer/c-1", "calls"),
         ("/v1/nothing", "calls"),
         ("/v1/", "calls"),
@@ -293,14 +292,14 @@ def test_batches_leave_places_to_single_scores(clock: ManualClock) -> None:
     """A batch needs one of its own places and one of those for scores, and gives back both, however it ends."""
     scores, batches = (Admission(at_once=size, most_waiting=0, clock=clock) for size in (2, 1))
     gate = _gate(_Inner(scores), clock, scores=scores, batches=batches)
-    assert _call(gate, "/v1/scores/batch")[0] == "200 OK"
+    assert _call(gate, "/v1/scores/batch", REQUEST_METHOD="POST")[0] == "200 OK"
     batches.enter()
-    assert _call(gate, "/v1/scores/batch")[0] == "503 Service Unavailable"
+    assert _call(gate, "/v1/scores/batch", REQUEST_METHOD="POST")[0] == "503 Service Unavailable"
     assert _call(gate, "/v1/scores")[0] == "200 OK"
     batches.leave()
     scores.enter()
     scores.enter()
-    assert _call(gate, "/v1/scores/batch")[0] == "503 Service Unavailable"
+    assert _call(gate, "/v1/scores/batch", REQUEST_METHOD="POST")[0] == "503 Service Unavailable"
     assert (scores.under_way, batches.under_way) == (2, 0)
 
 
