@@ -94,13 +94,20 @@ def append(entries: Sequence[msgspec.Struct]) -> list[Location]:
 
 def pending_files() -> list[Path]:
     """All spool files of this host, oldest first. Raises no error: a folder that cannot be read holds none."""
-    written = []
-    for path in folder().glob("decisions-*.jsonl"):
-        with contextlib.suppress(OSError):  # another process has delivered it
-            about = path.lstat()
-            if stat.S_ISREG(about.st_mode):
-                written.append((about.st_mtime, path))
-    return [path for _, path in sorted(written)]
+    return [Path(entry.path) for entry, _ in scan()]
+
+
+def scan() -> "list[tuple[os.DirEntry[str], os.stat_result]]":
+    """The same, with what the system says of each: cheap enough for every commit."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder()) as entries:
+        for entry in entries:
+            if entry.name.startswith("decisions-") and entry.name.endswith(".jsonl"):
+                with contextlib.suppress(OSError):  # another process has delivered it
+                    about = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(about.st_mode):
+                        found.append((entry, about))
+    return sorted(found, key=lambda each: (each[1].st_mtime, each[0].name))
 
 
 def take(path: Path) -> Taken | None:

@@ -1,7 +1,7 @@
 """Reads what was appended to files since they were last looked at, and nothing twice."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from predictions.spooled.durable_file import good_length
@@ -47,16 +47,13 @@ class Follower:
         if self._read_to.get(identity, 0) == offset:
             self._read_to[identity] = offset + length
 
-    def forget_all_but(self, paths: list[Path]) -> bool:
+    def has_read(self, about: os.stat_result) -> bool:
+        """Whether nothing was appended to the file that the system describes so."""
+        return self._read_to.get((about.st_dev, about.st_ino), 0) == about.st_size
+
+    def forget_all_but(self, there: Iterable[os.stat_result]) -> bool:
         """Return whether any file that was read is none of these any more."""
-        there = set()
-        for path in paths:
-            try:
-                about = path.lstat()
-            except OSError:
-                continue
-            there.add((about.st_dev, about.st_ino))
-        gone = self._read_to.keys() - there
+        gone = self._read_to.keys() - {(about.st_dev, about.st_ino) for about in there}
         for identity in gone:
             del self._read_to[identity]
         return bool(gone)

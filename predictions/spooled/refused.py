@@ -165,7 +165,7 @@ class RefusedFiles:
 
     def _learn(self) -> None:
         paths = self.paths()
-        if self._follower.forget_all_but(paths):  # somebody has taken some away
+        if self._follower.forget_all_but(path.lstat() for path in paths):  # somebody has taken some away
             self._follower, self._keys = Follower(), set()
         for path in paths:
             self._keys |= {_decoded(line).key for line in self._follower.new_lines(path)}

@@ -111,7 +111,7 @@ def test_a_large_spool_is_read_little_by_little(entries: list[JournalEntry], mon
 
 
 def test_an_answer_that_was_delivered_is_known_by_its_digest(entries: list[JournalEntry]) -> None:
-    """In the next outage PostgreSQL has it and does not answer: 503, and no second answer. Other contents: a conflict."""
+    """In the next outage PostgreSQL has it and does not answer: 503, no second answer. Other contents: a conflict."""
     _spool(entries)
     assert len(drained()) == 6
     same, conflict = _spool([entries[0], msgspec.structs.replace(entries[1], digest=b"x" * 32)])

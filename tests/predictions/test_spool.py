@@ -223,12 +223,12 @@ def stop_at_lock(monkeypatch: pytest.MonkeyPatch) -> StopAtLock:
         def flock(descriptor: int, operation: int) -> None:
             if threading.current_thread().name == name and not used.is_set():
                 used.set()
-                reached.wait(10)
-                go.wait(10)
+                reached.wait(60)
+                go.wait(60)
             real(descriptor, operation)
 
         monkeypatch.setattr(fcntl, "flock", flock)
-        return partial(reached.wait, 10), partial(go.wait, 10)
+        return partial(reached.wait, 60), partial(go.wait, 10)
 
     return arm
 
@@ -257,7 +257,7 @@ def test_a_file_that_a_drain_has_locked_before_its_writer_is_left_to_it(folder: 
     descriptor = locking.open_locked(empty)
     assert descriptor is not None
     go()
-    appending.join(10)
+    appending.join(60)
     assert not appending.is_alive()
     assert len(spool.pending_files()) == 2
     os.close(descriptor)
