@@ -225,6 +225,7 @@ AWAY = Allowed(refusals=frozenset({"score"}), spools=True, slowest_s=8.0, broken
         (replace(ANSWER, status=None, web=1), ["no answer"], []),
         (replace(ANSWER, kind="other", status=422), [], []),
         (replace(ANSWER, kind="other", status=200), ["status"], []),
+        (replace(ANSWER, kind="repeat", status=422), ["status"], []),
     ],
 )
 def test_an_answer_is_held_against_what_may_be_seen(answer: Answer, calm: list[str], away: list[str]) -> None:
