@@ -178,9 +178,9 @@ def test_what_the_processes_say_themselves_is_found() -> None:
     """Errors that nobody foresaw, in logs and counters, and what the doctor finds."""
     assert _rules(tracebacks={"web-0.log: ValueError: broken": 2}) == ["traceback"]
     assert _rules(errors_500=1.0) == ["500"]
-    (subject, *_) = judging.EXPECTED_WARNINGS
-    assert _rules(doctor=[("warn", subject, "")]) == []
-    assert _rules(doctor=[("warn", "something else", ""), ("fail", subject, "")]) == ["doctor", "doctor"]
+    refused = ("spool", "3 decisions that clients were told were refused by PostgreSQL")
+    assert _rules(doctor=[("warn", *refused)]) == []
+    assert _rules(doctor=[("warn", "spool", "something else"), ("fail", *refused)]) == ["doctor", "doctor"]
 
 
 def test_tracebacks_are_read_by_their_last_line() -> None:
