@@ -81,7 +81,7 @@ class Phase:
 
 
 class Conduct:
-    """Of one day. Thread-safe. `is_crowded` says whether others have taken the processors lately: then what breaks a rule
+    """Of one day. Thread-safe. `is_crowded` says whether others have the processors just now: then what breaks a rule
     about times is a note, and no violation."""
 
     def __init__(self, *, is_crowded: Callable[[], bool] = lambda: False) -> None:
@@ -153,8 +153,9 @@ def faults_of(answer: Answer, allowed: Sequence[Allowed]) -> list[tuple[str, str
         if not answer.retry_after:
             found.append(("retry-after", "503 without Retry-After"))
     elif answer.status not in _OK.get(answer.kind, frozenset({200})):
-        decided_elsewhere = held or any(each.spools for each in allowed)
-        if not (decided_elsewhere and answer.kind == "other" and answer.status == 200):
+        # Where the earlier decision cannot be seen, the first content that comes is decided on, the other conflicts.
+        decided_anew = answer.status == (200 if answer.kind == "other" else 422) and answer.kind in SCORES
+        if not (decided_anew and (held or any(each.spools for each in allowed))):
             found.append(
                 ("500" if answer.status >= 500 else "status", f"{answer.status} {answer.code}: {answer.problem}")
             )

@@ -35,6 +35,8 @@ SETTLE_S: Final = 15.0
 STILL_S: Final = 12.0
 """For which files and epochs must stand still."""
 STOP_S: Final = 20.0
+MAX_STRETCH: Final = 1.5
+"""By which a day may be longer than was asked for."""
 EDIT_EVERY_S: Final = 3.0
 CROWD_S: Final = 12.0
 """For how long others who took the processors are held to blame: longer than a client's time-out."""
@@ -67,10 +69,15 @@ class Report:
         if self.left_out:
             shown.append(f"  left out for want of time: {', '.join(self.left_out)}")
         if self.notes:
-            kinds = Counter(f"{note.rule} under {note.under}" for note in self.notes)
-            told = ", ".join(f"{kind} {times}" for kind, times in kinds.most_common())
-            shown.append(f"  while others had the processors, and therefore no violations: {told}")
+            shown.append(f"  while others had the processors, and therefore no violations: {_counted(self.notes)}")
+        if self.violations:
+            shown.append(f"  violations: {_counted(self.violations)}")
         return [*shown, *(f"  {violation}" for violation in self.violations)]
+
+
+def _counted(found: Sequence[Violation]) -> str:
+    kinds = Counter(f"{each.rule} ({each.under})" for each in found)
+    return ", ".join(f"{kind} {times}" for kind, times in kinds.most_common())
 
 
 def run_day(
@@ -94,7 +101,8 @@ def run_day(
             planned = {step.fault.name for step in steps}
             report.left_out = [fault.name for fault in faults if fault.name not in planned]
         say(f"seed {seed}: {len(steps)} faults in about {seconds:.0f} s")
-        run.play(steps)
+        run.play(steps, latest_s=seconds * MAX_STRETCH if not only else float("inf"))
+        report.left_out += run.left_out
         report.violations = run.verdict()
         report.notes = run.conduct.notes
         report.phases, report.sent = run.conduct.phases, run.traffic.sent
@@ -120,6 +128,7 @@ class _Run:
         self._began = time.monotonic()
         self._probes = itertools.count()
         self._machine = Machine(bed.everything)
+        self.left_out: list[str] = []
         self.conduct = Conduct(is_crowded=lambda: self._machine.others_share(last_s=CROWD_S) > CROWDED)
         self.ledger = Ledger(bed.root / "attempts.jsonl")
         self.day = Day(
@@ -148,7 +157,8 @@ class _Run:
 
     # --- the day ---
 
-    def play(self, steps: Sequence[Step]) -> None:
+    def play(self, steps: Sequence[Step], *, latest_s: float) -> None:
+        """No fault begins later than `latest_s`: on a slow machine recoveries take longer than was planned."""
         self._machine.start()
         self.traffic.start()
         self._editor.start()
@@ -156,6 +166,9 @@ class _Run:
         self._at_first = evidence.process_samples(self._bed)
         calm = self.conduct.phases[0]
         for number, step in enumerate(steps, start=1):
+            if self._clock() > latest_s:
+                self.left_out = [left.fault.name for left in steps[number - 1 :]]
+                break
             self._say(f"{self._clock():6.1f} s  {number}/{len(steps)} {step.fault.name} for {step.lasts_s:.0f} s")
             self._break(step)
             self.conduct.begin("calm after " + step.fault.name, CALM, at=self._clock())

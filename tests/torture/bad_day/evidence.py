@@ -39,13 +39,13 @@ _AWAY: Final = (NoConnection, NoAnswer)
 
 def spooled_lines(bed: Testbed) -> int:
     """Lines of files that wait to be delivered."""
-    return sum(_lines(path) for path in bed.spool.glob("decisions-*"))
+    return sum(_lines(path) for path in bed.spool.glob("decisions-*.jsonl"))
 
 
 def refused_decisions(bed: Testbed) -> list[Stored]:
     """What the spool's files of refused lines explain."""
     found = []
-    for path in bed.spool.glob("*refused*"):
+    for path in bed.spool.glob("refused*.jsonl"):
         for line in path.read_bytes().splitlines():
             with suppress(ValueError, KeyError, TypeError):
                 found.append(_refused(json.loads(line)))

@@ -178,9 +178,9 @@ def test_what_the_processes_say_themselves_is_found() -> None:
     """Errors that nobody foresaw, in logs and counters, and what the doctor finds."""
     assert _rules(tracebacks={"web-0.log: ValueError: broken": 2}) == ["traceback"]
     assert _rules(errors_500=1.0) == ["500"]
-    (subject, *_) = judging.EXPECTED_WARNINGS
-    assert _rules(doctor=[("warn", subject, "")]) == []
-    assert _rules(doctor=[("warn", "something else", ""), ("fail", subject, "")]) == ["doctor", "doctor"]
+    refused = ("spool", "3 decisions that clients were told were refused by PostgreSQL")
+    assert _rules(doctor=[("warn", *refused)]) == []
+    assert _rules(doctor=[("warn", "spool", "something else"), ("fail", *refused)]) == ["doctor", "doctor"]
 
 
 def test_tracebacks_are_read_by_their_last_line() -> None:
@@ -225,6 +225,7 @@ AWAY = Allowed(refusals=frozenset({"score"}), spools=True, slowest_s=8.0, broken
         (replace(ANSWER, status=None, web=1), ["no answer"], []),
         (replace(ANSWER, kind="other", status=422), [], []),
         (replace(ANSWER, kind="other", status=200), ["status"], []),
+        (replace(ANSWER, kind="repeat", status=422), ["status"], []),
     ],
 )
 def test_an_answer_is_held_against_what_may_be_seen(answer: Answer, calm: list[str], away: list[str]) -> None:

@@ -35,12 +35,12 @@ from warmup.demo import recipes
 from warmup.demo.children import Children, Recipe, stop_leftovers
 
 WEBS = 2
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 180.0
 ADMIN, ADMIN_PASSWORD = "admin", "a-password-for-one-bad-day"
 SPOOL_BYTES = 64 * 1024 * 1024
 """Of the spool's own file system, where this user may mount one."""
 _TEND_EVERY_S = 0.2
-_PREPARE_S = 240.0
+_PREPARE_S = 600.0
 _PARENT = Path("/var/tmp")
 _PREFIX = f"mlserve-bad-day-{os.geteuid()}-"
 _ANSWER_S = 5.0
