@@ -10,6 +10,7 @@ from django.test import Client
 
 from features.models import InspectionCount, InspectionFinding, TtlPolicy
 from mlserve.console.consistency import nines, notices_of, read_consistency
+from predictions.models import SkewCheck
 from tests.fixtures.servers import ServerHandle
 
 _PAGE = "/admin/cache/"
@@ -127,3 +128,29 @@ def test_without_postgres_there_is_an_empty_report(postgres: ServerHandle) -> No
     report = read_consistency(now=time.time())
     connection.close()
     assert report.error and not report.horizons and not notices_of(report)
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("metrics_dir", "series", "redis_client")
+def test_values_that_training_does_not_have_are_named(as_operator: Client) -> None:
+    """The newest comparison counts; differences stand above everything as well."""
+
+    def check(differing: int, *, hours_ago: int) -> None:
+        features = {"amount": {"differing": 0}, "affinity": {"differing": differing}}
+        SkewCheck.objects.create(
+            at=datetime.now(UTC) - timedelta(hours=hours_ago),
+            sampled=1_000,
+            compared=21_000,
+            differing=differing,
+            report={"features": features},
+        )
+
+    assert "Serving and training" not in _section(as_operator)
+    check(3, hours_ago=2)
+    html = as_operator.get(_PAGE).content.decode()
+    assert "3 served values are not those of training: affinity" in html
+    assert "3 are not those that training has (affinity)" in html
+    check(0, hours_ago=1)
+    html = as_operator.get(_PAGE).content.decode()
+    assert "of 21,000 values in a sample of 1,000 decisions, all are those that training has" in html
+    assert "not those of training" not in html

@@ -87,8 +87,8 @@ def test_what_was_served_is_what_training_has(served: Served) -> None:
     """Hundreds of scores, known customers and new ones on their first day, with the scheduled builds in between."""
     newcomers = [served.world.newcomer() for _ in range(5)]
     new_merchant = served.world.newcomer("merchant")
-    for n in range(300):
-        if n in (100, 200):
+    for n in range(210):
+        if n in (70, 140):
             for task in (tasks.rebuild_merchant_risk, tasks.rebuild_profiles, tasks.build_embeddings):
                 task()
             served.world.forget_l1()
@@ -97,8 +97,8 @@ def test_what_was_served_is_what_training_has(served: Served) -> None:
         served.score(customer_id=customer, merchant_id=merchant, amount=10.0 + n / 4)
     report = served.check()
     assert report.differing == 0, report.examples
-    assert (report.sampled, report.skipped, report.compared) == (300, {}, 300 * len(ALL_FEATURES))
-    assert {of.compared for of in report.features.values()} == {300}
+    assert (report.sampled, report.skipped, report.compared) == (210, {}, 210 * len(ALL_FEATURES))
+    assert {of.compared for of in report.features.values()} == {210}
     # The clock may pass a cutoff while the test runs.
     assert set(report.explained) <= {"older_build"}
 
