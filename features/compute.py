@@ -201,11 +201,13 @@ def derive(
 def affinity_of(customer: Sequence[float] | None, merchant: Sequence[float] | None) -> tuple[float, bool]:
     """The cosine of two stored embeddings, and whether they are of two builds: then it is 0, the default.
 
-    Coordinates of two builds are on other axes. What was stored without a build's number fits nothing.
+    Coordinates of two builds are on other axes. What was stored without a build's number, or with 0, fits nothing.
     """
     if not customer or not merchant:
         return 0.0, False
-    if len(customer) != _STORED_EMBEDDING or len(merchant) != _STORED_EMBEDDING or customer[-1] != merchant[-1]:
+    if len(customer) != _STORED_EMBEDDING or len(merchant) != _STORED_EMBEDDING:
+        return 0.0, True
+    if customer[-1] != merchant[-1] or not customer[-1]:
         return 0.0, True
     return cosine(customer[:EMBEDDING_SIZE], merchant[:EMBEDDING_SIZE]), False
 

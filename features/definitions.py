@@ -18,7 +18,7 @@ LABEL_DELAY_DAYS = 7
 """Fraud is known a week after the transaction, so merchant windows end a week before it."""
 EMBEDDING_SIZE = 16
 EMBEDDING_BUILD = "build"
-"""The value behind the components: which build's axes they are coordinates on."""
+"""The value behind the components: which build's axes they are coordinates on; 0 if nobody knows."""
 ACTIVITY_KEPT_DAYS = 31
 """The longest customer window and a day to spare for transactions that arrive late."""
 
@@ -57,7 +57,15 @@ class FeatureGroup:
     description: str
     repeated: tuple[StoredValue, ...] = ()
     """What may follow `values`, any number of times."""
+    added_values: int = 0
+    """How many of `values`, at the end, the rows of an earlier release do not have: they count as their defaults."""
     write: WriteStrategy = "around"
+
+    def completed(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """A stored row's values, with the defaults of those that its release did not know."""
+        if not self.added_values or len(values) != len(self.values) - self.added_values:
+            return values
+        return (*values, *(added.default for added in self.values[-self.added_values :]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,11 +182,15 @@ def _embedding(entity: Entity) -> FeatureGroup:
             ),
             StoredValue(name=EMBEDDING_BUILD, unit="", default=0.0, description="number of the build, a digest of it"),
         ),
+        added_values=1,
     )
 
 
 CUSTOMER_EMBEDDING = _embedding("customer")
 MERCHANT_EMBEDDING = _embedding("merchant")
+
+EMBEDDINGS = (CUSTOMER_EMBEDDING.name, MERCHANT_EMBEDDING.name)
+"""Of one build or of no use together."""
 
 GROUPS: dict[str, FeatureGroup] = {
     group.name: group

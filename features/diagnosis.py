@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from datetime import datetime
 
-from django.db.models import Min
+from django.db.models import Max, Min
 from django.utils import timezone
 
-from features.definitions import GROUPS
+from features.definitions import EMBEDDING_BUILD, EMBEDDINGS, GROUPS
 from features.guards import TRIGGERS, broken_guards
 from features.models import FeatureRow, PolicyRevision, TtlPolicy
 from features.policies import is_proven, nonsense, policies_copy, rows_of
@@ -63,7 +63,7 @@ def diagnose_policies_copy() -> Iterator[Finding]:
 
 
 def diagnose_features() -> Iterator[Finding]:
-    """Batch and static groups must have been built within their limits."""
+    """Batch and static groups must have been built within their limits, both embeddings by one build."""
     now = timezone.now()
     oldest = dict(FeatureRow.objects.filter(deleted_at=None).values_list("group").annotate(Min("as_of")))
     limits_s = dict(TtlPolicy.objects.values_list("name", "fresh_for_s"))
@@ -79,8 +79,27 @@ def diagnose_features() -> Iterator[Finding]:
             f"older than their policies allow, so flagged stale: {', '.join(late)}",
             "run `manage.py build_features`, and keep a worker and beat running",
         )
-    if not never and not late:
+    unrelated = not never and _embeddings_are_unrelated()
+    if unrelated:
+        yield _finding(
+            "features",
+            Level.WARN,
+            "the customers' and the merchants' embeddings are of two builds, so every affinity is its default, flagged",
+            f"run `manage.py build_features --groups {','.join(EMBEDDINGS)}`",
+        )
+    if not never and not late and not unrelated:
         yield _finding("features", Level.OK, f"{len(built)} groups built within their limits")
+
+
+def _embeddings_are_unrelated() -> bool:
+    """Whether the newest rows of both sides have different numbers, or none. Older rows may be of older builds."""
+    numbers = set()
+    for group in EMBEDDINGS:
+        place = [stored.name for stored in GROUPS[group].values].index(EMBEDDING_BUILD)
+        rows = FeatureRow.objects.filter(group=group, deleted_at=None).order_by()
+        builds = rows.values_list(f"values__{place}").annotate(newest=Max("as_of"))
+        numbers.add(max(builds, key=lambda build: build[1])[0])
+    return len(numbers) > 1 or not all(numbers)
 
 
 def diagnose_relay() -> Iterator[Finding]:

@@ -25,7 +25,7 @@ def with_build(left: Floats, right: Floats) -> tuple[Floats, Floats]:
     """
     digest = blake2b(left.tobytes(), digest_size=8)
     digest.update(right.tobytes())
-    number = float(int.from_bytes(digest.digest(), "big") >> (64 - _EXACT_BITS))
+    number = float(int.from_bytes(digest.digest(), "big") >> (64 - _EXACT_BITS) or 1)  # 0: of no build
     return (
         np.column_stack((left, np.full(len(left), number))),
         np.column_stack((right, np.full(len(right), number))),

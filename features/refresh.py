@@ -27,6 +27,7 @@ from features.definitions import (
     CUSTOMER_ACTIVITY,
     CUSTOMER_EMBEDDING,
     CUSTOMER_PROFILE,
+    EMBEDDINGS,
     GROUPS,
     MERCHANT_EMBEDDING,
     MERCHANT_PROFILE,
@@ -78,14 +79,14 @@ def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: 
     of the past: what a customer did later leaves the activity row until that customer's next transaction. With `as_of`
     at `now` no recorded transaction is ever left out of it, also none recorded meanwhile. Raises ValueError for
     groups that are unknown or do not follow from the ledger. Not for use within a database transaction: copies are
-    dropped after the commit.
+    dropped after the commit. Who asks for one side's embeddings gets both (`_in_build_order`).
     """
     unknown = [group for group in groups if group not in BUILT_GROUPS]
     if unknown:
         raise ValueError(f"no groups to build: {', '.join(unknown)}; known are {', '.join(BUILT_GROUPS)}")
     begun = time.perf_counter()
     written: dict[str, _Written] = {}
-    wanted = [group for group in BUILT_GROUPS if group in groups]
+    wanted = _in_build_order(groups)
     if CUSTOMER_ACTIVITY.name in wanted:
         wanted.remove(CUSTOMER_ACTIVITY.name)
         written[CUSTOMER_ACTIVITY.name] = _build_activity(as_of, now, progress)
@@ -100,6 +101,12 @@ def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: 
         pending=invalidated.pending,
         seconds=time.perf_counter() - begun,
     )
+
+
+def _in_build_order(groups: Collection[str]) -> list[str]:
+    """One embedding comes with the other: what a build of one side wrote could not be compared with the other side."""
+    both = () if set(groups).isdisjoint(EMBEDDINGS) else EMBEDDINGS
+    return [group for group in BUILT_GROUPS if group in groups or group in both]
 
 
 def _invalidate(written: Mapping[str, _Written], progress: Progress) -> Invalidated:

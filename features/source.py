@@ -65,7 +65,7 @@ def read_source(keys: Sequence[Key]) -> dict[Key, Entry]:
 
     A group that is written through is written in the same database transaction as the ledger, so at the moment of the
     read the source vouches for its row however long ago it last changed: `as_of` is that moment. Others are as old as
-    the build or the flush that wrote them.
+    the build or the flush that wrote them. Rows that an earlier release wrote are completed (`FeatureGroup.completed`).
     """
     with connection.cursor() as cursor:
         loaded = load_rows(cursor, [(key.group, key.id) for key in keys])
@@ -77,5 +77,6 @@ def read_source(keys: Sequence[Key]) -> dict[Key, Entry]:
             entries[key] = Entry(row.version if row else 0, loaded.read_at, loaded.read_at, None, 0.0, loaded.read_at)
         else:
             as_of = loaded.read_at if GROUPS[key.group].write == "through" else row.as_of
-            entries[key] = Entry(row.version, as_of, loaded.read_at, row.values, 0.0, loaded.read_at)
+            values = GROUPS[key.group].completed(row.values)
+            entries[key] = Entry(row.version, as_of, loaded.read_at, values, 0.0, loaded.read_at)
     return entries

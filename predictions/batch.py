@@ -14,6 +14,7 @@ import msgspec
 
 from features.compute import Derived, VectorPlan, transaction_tag, with_transaction
 from features.definitions import CUSTOMER_ACTIVITY
+from features.embedding_builds import note_differing_builds
 from features.policies import policies_in_force
 from features.vectors import keys_of, read_groups
 from features.write_behind import note_score
@@ -26,7 +27,6 @@ from mlserve.cache.policy import PolicyBook
 from mlserve.cache.tiers.request import RequestTier
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
-from mlserve.observability import metrics
 from predictions import delivery
 from predictions.answers import make_response, needs_reasons, trace_of, what_was_asked_for
 from predictions.decisions import Decided, decide
@@ -121,7 +121,7 @@ def score_batch(
             assert each.response is not None
             cache.recorder.score(each.response.decision, degraded=each.response.degraded, seconds=lap.total_s)
             if each.derived is not None and each.derived.unrelated:
-                metrics.EMBEDDING_BUILDS_DIFFER.inc()
+                note_differing_builds(each.outcomes, book=book)
             note_score(merchant_id=each.request.merchant_id, amount=each.request.amount, at=now)
     return ScoredBatch(_items(places, options, at_least), lap.milliseconds)
 

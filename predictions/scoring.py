@@ -16,6 +16,7 @@ import msgspec
 
 from features.compute import VectorPlan, transaction_tag
 from features.definitions import CUSTOMER_ACTIVITY
+from features.embedding_builds import note_differing_builds
 from features.policies import policies_in_force
 from features.vectors import keys_of, read_groups
 from features.write_behind import note_score
@@ -28,7 +29,6 @@ from mlserve.cache.policy import PolicyBook
 from mlserve.cache.tiers.request import RequestTier
 from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
-from mlserve.observability import metrics
 from predictions import delivery
 from predictions.answers import make_response, needs_reasons, trace_of, what_was_asked_for
 from predictions.decisions import decide
@@ -146,7 +146,7 @@ def score_transaction(
         response = with_degradation(response, Degradation.DECISION_SPOOLED)
     cache.recorder.score(response.decision, degraded=response.degraded, seconds=lap.total_s)
     if derived.unrelated:
-        metrics.EMBEDDING_BUILDS_DIFFER.inc()
+        note_differing_builds(outcomes, book=book)
     note_score(merchant_id=request.merchant_id, amount=request.amount, at=now)
     return ScoredTransaction(_encode(response, options), False, lap.milliseconds, versions)
 

@@ -233,4 +233,5 @@ def test_embeddings_of_two_builds_are_not_compared() -> None:
     assert derived([*place, 1.0], [*place, 2.0]) == compute.Derived((0.0,), False, True)
     assert derived(place, [*place, 1.0]) == compute.Derived((0.0,), False, True)
     assert derived(place, place) == compute.Derived((0.0,), False, True)
+    assert derived([*place, 0.0], [*place, 0.0]) == compute.Derived((0.0,), False, True)  # 0 is no build's number
     assert derived(None, [*place, 1.0]) == compute.Derived((0.0,), False, False)  # unknown is another matter

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from features.diagnosis import diagnose_features, diagnose_policies, diagnose_policies_copy
@@ -31,6 +31,24 @@ def test_a_world_that_can_score_is_fine() -> None:
         ("features", Level.OK),
         ("model", Level.OK),
     ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "values"),
+    [
+        (["merchant_embedding"], '"values"[:16] || 7.0::float8'),
+        (["merchant_embedding"], '"values"[:16]'),
+        (["customer_embedding", "merchant_embedding"], '"values"[:16]'),
+    ],
+)
+def test_embeddings_of_two_builds_are_said(world: World, groups: list[str], values: str) -> None:
+    """As a restored table leaves them, or a release that knew no builds; with the command that ends it."""
+    with pytest.raises(_Undone), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f'UPDATE features_featurerow SET "values" = {values} WHERE "group" = ANY(%s)', (groups,))
+        (finding,) = diagnose_features()
+        assert (finding.subject, finding.level) == ("features", Level.WARN)
+        assert "two builds" in finding.detail and "build_features --groups customer_embedding" in finding.fix
+        raise _Undone
 
 
 def test_what_is_missing_is_named_with_the_fix(world: World) -> None:

@@ -24,7 +24,7 @@ class Command(BaseCommand):
             "--groups",
             metavar="NAME,...",
             default=",".join(BUILT_GROUPS),
-            help=f"which groups; default: all ({', '.join(BUILT_GROUPS)})",
+            help=f"which groups; one embedding brings the other; default: all ({', '.join(BUILT_GROUPS)})",
         )
         parser.add_argument("--json", action="store_true", help="print one JSON object")
 
