@@ -147,7 +147,9 @@ def test_a_forked_child_polls_with_a_thread_of_its_own(poller: Poller, polls: Po
 @pytest.mark.parametrize("error", [None, OperationalError("away")])
 def test_those_who_need_the_first_poll_wait_for_one(error: Exception | None) -> None:
     """However many they are; what it failed with is what each of them gets."""
-    entered, go_on, raised, polled = threading.Event(), threading.Event(), [], []
+    entered, go_on = threading.Event(), threading.Event()
+    raised: list[Exception] = []
+    polled: list[int] = []
 
     def poll() -> None:
         polled.append(threading.get_ident())
@@ -158,11 +160,11 @@ def test_those_who_need_the_first_poll_wait_for_one(error: Exception | None) -> 
 
     def first() -> None:
         try:
-            poller.poll_first()
+            begun.poll_first()
         except OperationalError as failure:
             raised.append(failure)
 
-    poller = Poller("first", 1_000, poll)
+    poller = begun = Poller("first", 1_000, poll)
     poller.ensure_started()
     assert entered.wait(WAIT_S)
     threads = [threading.Thread(target=first) for _ in range(8)]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,10 @@ def clock(monkeypatch: pytest.MonkeyPatch, settings: Any, tmp_path: Path) -> Man
     clock = ManualClock(NOW)
     monkeypatch.setattr(local_copy, "_clock", clock)
     return clock
+
+
+def _copy_of_a_number() -> LocalCopy[Any]:
+    return LocalCopy[Any]("test", int, schema=1)
 
 
 def _copy(schema: int = 1, **more: Any) -> LocalCopy[Content]:
@@ -141,7 +146,7 @@ DAMAGE: dict[str, Callable[[Path, Any], object]] = {
     "a pipe": _pipe,
     "a folder": _folder,
     "of another schema": lambda _path, _: _copy(schema=2).save(FIRST, confirmed_at=NOW + 1),
-    "of other contents": lambda _path, _: LocalCopy("test", int, schema=1).save(5, confirmed_at=NOW + 1),
+    "of other contents": lambda _path, _: _copy_of_a_number().save(5, confirmed_at=NOW + 1),
     "from the future": lambda _path, _: _copy().save(SECOND, confirmed_at=NOW + CLOCK_SKEW_S + 1),
 }
 
@@ -182,7 +187,7 @@ def test_a_disk_that_takes_nothing_leaves_the_copy_of_before(
         def full(*_: Any, **__: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        where: Any = {"fsync": os, "replace": Path, "mkstemp": local_copy.tempfile}[failing]
+        where: Any = {"fsync": os, "replace": Path, "mkstemp": tempfile}[failing]
         patched.setattr(where, failing, full)
         assert not copy.save(SECOND, confirmed_at=NOW + 1)
         assert not copy.save(SECOND, confirmed_at=NOW + 2)

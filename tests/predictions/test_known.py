@@ -9,6 +9,7 @@ import pytest
 from pytest_django import Settings
 
 from mlserve.errors import ErrorCode
+from mlserve.observability import metrics
 from predictions import delivery, spool
 from predictions.journal import JournalEntry, Recorded, TransactionConflict, _spool
 from predictions.spooled import known
@@ -157,7 +158,7 @@ def test_what_is_beyond_the_limit_is_counted(entries: list[JournalEntry], monkey
     """The oldest is forgotten; sent again it is decided again, and explained when both are delivered."""
     monkeypatch.setattr(known, "MAX_KNOWN", 5)
     counted: list[float] = []
-    monkeypatch.setattr(known.metrics.SPOOL_FORGOTTEN, "inc", lambda amount=1.0: counted.append(amount))
+    monkeypatch.setattr(metrics.SPOOL_FORGOTTEN, "inc", lambda amount=1.0: counted.append(amount))
     spool_decisions(entries)
     assert len(counted) == 1
     assert len(known.known_decisions()) == 5

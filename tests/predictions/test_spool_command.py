@@ -15,6 +15,7 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
 
+from mlserve.observability import metrics
 from mlserve.platform.diagnosis import Finding, Level
 from predictions import delivery, spool
 from predictions.delivery import refused_decisions
@@ -22,6 +23,7 @@ from predictions.journal import JournalEntry
 from predictions.models import Decision
 from predictions.spooled import diagnosis, known, refused
 from predictions.spooled.diagnosis import SpoolUnsound, diagnose_spool, measure_spool, spool_is_sound
+from predictions.spooled.lines import Line
 from tests.fixtures.population import World
 from tests.fixtures.servers import ServerHandle
 from tests.predictions.entries import entry
@@ -130,7 +132,7 @@ def test_retry_takes_all_or_those_that_are_named(bad: JournalEntry, good: Journa
     refused_decisions().folder.mkdir()
     lines = [msgspec.json.encode(each) for each in (bad, good)]
     refused_decisions().add(
-        [refused.refused_line(refused.Line(0, line, len(line) + 1), at=None, reason="then") for line in lines]
+        [refused.refused_line(Line(0, line, len(line) + 1), at=None, reason="then") for line in lines]
     )
     assert _json("retry", good.transaction.id) == {"stored": 1, "refused": 0, "held": 0}
     with pytest.raises(CommandError, match="1 of 1 stay refused") as failed:
@@ -251,7 +253,7 @@ def test_the_gauges_are_the_folders(good: JournalEntry, bad: JournalEntry, clien
     assert 4 < values["mlserve_spool_oldest_seconds"]["waiting"] < 60
     assert values["mlserve_spool_bytes"]["waiting"] > 100
     spool.append([good])
-    assert measure_spool()[diagnosis.metrics.SPOOL_DECISIONS]["waiting"] == 2
+    assert measure_spool()[metrics.SPOOL_DECISIONS]["waiting"] == 2
     delivery.deliver_spooled()
-    assert measure_spool()[diagnosis.metrics.SPOOL_DECISIONS]["waiting"] == 0
-    assert measure_spool()[diagnosis.metrics.SPOOL_OLDEST]["waiting"] == 0
+    assert measure_spool()[metrics.SPOOL_DECISIONS]["waiting"] == 0
+    assert measure_spool()[metrics.SPOOL_OLDEST]["waiting"] == 0
