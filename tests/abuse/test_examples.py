@@ -19,6 +19,7 @@ NEEDS_MORE = {
     ErrorCode.INTERNAL,
     ErrorCode.SOURCE_UNAVAILABLE,
     ErrorCode.NO_ACTIVE_MODEL,
+    ErrorCode.MODEL_UNUSABLE,
     ErrorCode.FEATURES_UNAVAILABLE,
     ErrorCode.RATE_LIMITED,
     ErrorCode.OVERLOADED,

@@ -105,18 +105,17 @@ def _of_another_key(path: Path, settings: Any) -> None:
 
 
 def _of_another_database(path: Path, settings: Any) -> None:
-    content = path.read_bytes()
-    wrapper = connections["default"]
-    before = wrapper.settings_dict["NAME"]
+    """Written by this very installation; it lies in another folder, and somebody has copied it."""
+    known = connections["default"].settings_dict
+    ours, known["NAME"] = known["NAME"], "another"
     try:
-        wrapper.settings_dict["NAME"] = "another"
-        elsewhere = _copy().path
-        assert elsewhere != path
+        copy = _copy()
+        copy.save(FIRST, confirmed_at=NOW)
+        elsewhere = copy.path
     finally:
-        wrapper.settings_dict["NAME"] = before
-    elsewhere.parent.mkdir(parents=True)
-    _copy().save(FIRST, confirmed_at=NOW)
-    path.write_bytes(content.replace(local_copy.database_identity().encode(), b"0" * 64))
+        known["NAME"] = ours
+    assert elsewhere != path
+    elsewhere.replace(path)
 
 
 def _link(path: Path, settings: Any) -> None:
