@@ -134,7 +134,7 @@ def test_hot_is_what_is_asked_for_often_and_by_a_good_share(per_minute: float, o
     assert replicas.replica_of("customer", "a") == hot
 
 
-def _rows(count: int, *, start: int = 0) -> dict[str | bytes, float]:
+def _rows(count: int, *, start: int = 0) -> dict[str, float]:
     return {f"customer\x1f{start + number}": 1.0 + number % 7 for number in range(count)}
 
 

@@ -64,12 +64,12 @@ def database_on(url: str, name: str) -> Elsewhere:
 
 def dump() -> str:
     """Of the tests' database, as `pg_dump` writes it."""
-    program = [PROGRAMS / "pg_dump", "--no-owner", "--dbname", conninfo()]
+    program = [str(PROGRAMS / "pg_dump"), "--no-owner", "--dbname", conninfo()]
     return subprocess.run(program, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def restore(dumped: str, database: Elsewhere) -> None:
-    program = [PROGRAMS / "psql", "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", database.url]
+    program = [str(PROGRAMS / "psql"), "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", database.url]
     subprocess.run(program, input=dumped, text=True, check=True, timeout=60, stdout=subprocess.DEVNULL)
 
 
