@@ -83,6 +83,11 @@ def _of_sequence(cursor: CursorWrapper) -> list[Broken]:
     if increment < 1 or cycles:
         problem = f"the sequence {SEQUENCE} does not only go up"
         broken.append(Broken(problem, f"ALTER SEQUENCE {SEQUENCE} INCREMENT 1 NO CYCLE; {_VOID}"))
+    newest = _one(cursor, f"SELECT max(version) FROM {TABLE}") or 0
+    if newest > _one(cursor, f"SELECT last_value FROM {SEQUENCE}"):
+        problem = f"the sequence {SEQUENCE} is behind the rows: versions go back, and copies refuse what is newer"
+        fix = f"SELECT setval('{SEQUENCE}', (SELECT max(version) FROM {TABLE})); {_VOID}"
+        broken.append(Broken(problem, fix))
     return broken
 
 

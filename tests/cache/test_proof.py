@@ -143,6 +143,34 @@ def test_copies_of_another_epoch_are_void(world: ProvenWorld) -> None:
     assert world.tier() is Tier.L2
 
 
+@pytest.mark.parametrize("held", ["a value", "a tombstone"])
+def test_versions_of_another_epoch_keep_no_fill_out(world: ProvenWorld, held: str) -> None:
+    """The source was restored to before some writes: what it says now replaces what it does not know any more."""
+    world.vouch(epoch=1)
+    world.source.write(KEY)
+    lost = Entry(1_000, world.clock.now(), world.clock.now(), (9.0,), 0.0, world.clock.now())
+    world.l2.fill_many({KEY: lost}, PROVEN, world.l2.lease_many([KEY], {}, PROVEN).granted)
+    if held == "a tombstone":
+        world.l2.drop_many([KEY])
+    world.vouch(epoch=2)
+    world.forget_l1()
+    assert (world.tier(), world.read().outcomes[KEY].version) == (Tier.L3, 1)
+    world.forget_l1()
+    assert (world.tier(), world.read().outcomes[KEY].version) == (Tier.L2, 1)
+    assert not world.stats.refused
+
+
+def test_a_newer_version_of_this_epoch_keeps_a_fill_out(world: ProvenWorld) -> None:
+    """Whatever lease somebody has."""
+    world.vouch()
+    now = world.clock.now()
+    newer, older = (Entry(version, now, now, (1.0,), 0.0, now) for version in (7, 6))
+    world.l2.fill_many({KEY: newer}, PROVEN, world.l2.lease_many([KEY], {}, PROVEN).granted)
+    seen = world.l2.get_many([KEY], PROVEN)
+    world.l2.fill_many({KEY: older}, PROVEN, world.l2.lease_many([KEY], seen, PROVEN).granted)
+    assert world.stats.refused == {(Tier.L2, "newer"): 1}
+
+
 def test_a_copy_in_l1_lives_no_longer_than_the_bound(world: ProvenWorld) -> None:
     """Counted from the moment that its watermark spoke of, not from the copying."""
     world.vouch(ago_s=0.6)

@@ -86,6 +86,19 @@ def test_a_sequence_that_may_go_backwards(change: str) -> None:
     assert SEQUENCE in found.detail and f"ALTER SEQUENCE {SEQUENCE}" in found.fix
 
 
+def test_a_sequence_that_was_restored_behind_the_rows() -> None:
+    """A table that was restored alone, or a logical copy, which leaves sequences out."""
+    _execute(
+        f"""INSERT INTO {TABLE} ("group", entity_id, "values", as_of) VALUES ('merchant_risk', 'm1', '{{1}}', now())"""
+    )
+    _execute(f"UPDATE {TABLE} SET as_of = now()")
+    _execute(f"SELECT setval('{SEQUENCE}', 1)")
+    (found,) = diagnose_guards()
+    assert found.level is Level.FAIL and "behind the rows" in found.detail
+    _execute(found.fix.partition(";")[0])
+    assert broken_guards() == []
+
+
 def test_a_sequence_that_is_not_there() -> None:
     _execute(f"ALTER SEQUENCE {SEQUENCE} RENAME TO another")
     (found,) = diagnose_guards()

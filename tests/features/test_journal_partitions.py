@@ -130,6 +130,23 @@ def test_old_lines_of_the_default_partition_are_deleted() -> None:
     assert _one("SELECT trimmed::text::bigint FROM features_cachepartition WHERE partition = 900") == gone
 
 
+def test_lines_of_another_servers_future_are_not_kept_and_not_noted() -> None:
+    """A dump or a replication brought them; by its numbers this server has not come so far."""
+    mine = _old_partition()
+    late = NOW - KEPT - timedelta(hours=2)
+    for at in (NOW - KEPT - timedelta(hours=24), late):
+        _execute(
+            """INSERT INTO features_journal (xid, versions, at, "group", entity_ids)
+            VALUES ('900000000', '{1}', %s, 'merchant_risk', '{m1}')""",
+            at,
+        )
+    _remember(f"{mine + 1}:{mine + 1}:")
+    upkeep = keep_up(now=NOW)
+    assert OLD in upkeep.dropped and upkeep.default_lines_deleted == 1
+    assert _one("SELECT trimmed::text::bigint FROM features_cachepartition WHERE partition = 900") == mine
+    assert _one("SELECT count(*) FROM features_journal") == 0
+
+
 def test_a_writer_who_has_not_committed_keeps_the_journal_whole() -> None:
     """Nothing is dropped beneath it, and it is not kept waiting; the next run drops."""
     _old_partition()

@@ -10,6 +10,8 @@
 -- KEYS[2]  the entity's lease
 -- ARGV[1]  token of the lease, or '' for a put without one
 -- ARGV[2]  '1': put into fields that exist only (a copy that need not be there)
+--          '2': what is there may be of another epoch, which the lease's holder saw: a history of the source that was
+--          lost may have had larger versions than the source has now, and would keep every fill out
 -- ARGV     then triples of: field (feature group), record, milliseconds to keep it at most
 -- returns  the number of records that were refused for a newer one; -1 if the lease is not the caller's any more
 local function newer(held, record)
@@ -32,7 +34,7 @@ for i = 3, #ARGV, 3 do
   local held = redis.call('HGET', KEYS[1], field)
   -- Bytes that are no record of ours protect nothing and are replaced.
   local kind = held and string.sub(held, 9, 9)
-  local valid = held and string.len(held) >= 17 and (kind == 'V' or kind == 'N' or kind == 'T')
+  local valid = held and ARGV[2] ~= '2' and string.len(held) >= 17 and (kind == 'V' or kind == 'N' or kind == 'T')
   if valid and newer(held, record) then
     refused = refused + 1
   elseif held or ARGV[2] ~= '1' then

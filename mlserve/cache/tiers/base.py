@@ -78,13 +78,15 @@ class LocalTier(CacheTier, Protocol):
 class LeaseToken(msgspec.Struct, frozen=True):
     """The right to fill one entity. `record` and `lease` are the names it was granted for.
 
-    `epoch`: of the partition, when it was granted; what is filled carries it.
+    `epoch`: of the partition, when it was granted; what is filled carries it. `void`: what its holder saw there may be
+    of another epoch, in which versions were others.
     """
 
     record: bytes
     lease: bytes
     token: bytes
     epoch: int = 0
+    void: bool = False
 
 
 class LeaseAnswer(msgspec.Struct):

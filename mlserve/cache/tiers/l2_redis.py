@@ -222,7 +222,10 @@ class L2Tier:
                 case [1, said]:
                     watermark = self._watermark(names[entity].watermark, said, reached)
                     epoch = watermark.epoch if watermark is not None else NO_EPOCH
-                    answer.granted[entity] = msgspec.structs.replace(tokens[entity], epoch=epoch)
+                    void = watermark is not None and any(
+                        _is_void(seen.get(key), policies[key.group]) for key in of_entity
+                    )
+                    answer.granted[entity] = msgspec.structs.replace(tokens[entity], epoch=epoch, void=void)
                 case [0]:
                     answer.elsewhere.add(entity)
                 case [2, said, *records] if len(records) == len(of_entity):
@@ -270,7 +273,7 @@ class L2Tier:
                 self._stats.fill_refused(Tier.L2, "no_lease", len(of_entity))
                 continue
             records = self._records(of_entity, entries, policies, self._names(entity).digest, lease.epoch)
-            calls.append(((lease.record, lease.lease), (lease.token, b"0", *records)))
+            calls.append(((lease.record, lease.lease), (lease.token, b"2" if lease.void else b"0", *records)))
             counts.append(len(of_entity))
         return self._put(calls, counts)
 
@@ -427,6 +430,17 @@ def _judge(
         return MissReason.DECODE
     held = codec.decode(record, key, digest, policy.schema, watermark, seal)
     return MissReason.DECODE if isinstance(held, Entry) and not policy.fits(held) else held
+
+
+def _is_void(seen: Entry | MissReason | None, policy: Policy) -> bool:
+    """Whether what was seen may be of another epoch: nobody vouched for it, or a tombstone, which has none.
+
+    If it is of this one nothing is lost. Whoever fills has the lease, so it has read the source after the last change
+    that was told here, and reads no smaller version.
+    """
+    if not policy.proven:
+        return False
+    return seen is MissReason.INVALIDATED or (isinstance(seen, Entry) and not seen.vouched_at)
 
 
 _SEEN_AS = {
