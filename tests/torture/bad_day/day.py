@@ -183,7 +183,7 @@ class _Run:
         """Returns when all is well again, or has not become so in time."""
         fault = step.fault
         phase = self.conduct.begin(fault.name, fault.allowed, at=self._clock())
-        before = len(self.conduct.violations)
+        before, noted = len(self.conduct.violations), len(self.conduct.notes)
         try:
             fault.play(self.day, step.lasts_s)
         except Exception as error:  # the day goes on; what broke the fault is told
@@ -200,11 +200,15 @@ class _Run:
             detail = f"not well {fault.recovers_within_s:g} s after the end of {fault.name}: {'; '.join(unwell)}"
             self.conduct.complain("recovery", detail, at=self._clock())
         self.conduct.close_phase(phase, at=self._clock())
-        new = self.conduct.violations[before:]
+        new, notes = self.conduct.violations[before:], self.conduct.notes[noted:]
         well_after = "NOT WELL" if phase.recovered_s is None else f"well after {phase.recovered_s:.1f} s"
         self._say(f"{self._clock():6.1f} s    {well_after}, slowest {phase.slowest_s:.1f} s, {len(new)} violations")
         for violation in new[:5]:
             self._say(f"            {violation}")
+        if notes:
+            self._say(f"            while others had the processors: {_counted(notes)}")
+        if phase.recovered_s is None:
+            self._say(f"            {'; '.join(unwell)}")
 
     def _unwell(self) -> list[str]:
         """What is not as on a good day."""

@@ -127,8 +127,9 @@ EXPECTED_TRACEBACKS: Final[dict[str, str]] = {
 }
 """Pattern of a traceback's last line, and why it may be there."""
 EXPECTED_WARNINGS: Final[dict[str, str]] = {
-    r"spool: [\d,]+ decisions that clients were told were refused by PostgreSQL": "two processes decided on one id while "
-    "PostgreSQL was away, and one of both is explained",
+    r"spool: [\d,]+ decisions that clients were told were refused by PostgreSQL": (
+        "two processes decided on one id while PostgreSQL was away, and one of both is explained"
+    ),
 }
 """Pattern of subject and detail of the doctor's warning, and why it may be there."""
 

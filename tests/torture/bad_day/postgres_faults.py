@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -26,7 +25,6 @@ AWAY: Final = Allowed(refusals=ALL - {"live", "forget"}, spools=True, answered=0
 the first ones wait in vain: they hold all places, and a fault of some seconds consists of that for a good part."""
 LOCKED: Final = replace(AWAY, answered=0.3)
 """A whole table: every commit waits for as long as a lock may be waited for."""
-_BALLAST: Final = "ballast"
 _RESTORE_S: Final = 90.0
 
 
@@ -235,32 +233,9 @@ def _fill_disk(day: Day, lasts_s: float) -> None:
     with contextlib.ExitStack() as full:
         with _away(bed, bed.postgres.stop):
             bed.pause(lasts_s / 3)
-            full.enter_context(_no_room(bed))
+            full.enter_context(bed.full_spool())
             bed.pause(lasts_s / 3)
         bed.pause(lasts_s / 3)
-
-
-@contextmanager
-def _no_room(bed: Testbed) -> Iterator[None]:
-    """The spool's own file system is full; without one no file of a web process may grow."""
-    if bed.spool_is_mounted:
-        ballast = bed.spool / _BALLAST
-        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(b"\0" * 4096)
-        try:
-            yield
-        finally:
-            ballast.unlink()
-        return
-    limited = [each for name, each in bed.processes().items() if name.startswith("web-")]
-    for process in limited:
-        process.rlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-    try:
-        yield
-    finally:
-        for process in limited:
-            process.rlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def _kill_web(day: Day, lasts_s: float) -> None:

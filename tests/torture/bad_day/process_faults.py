@@ -34,7 +34,7 @@ def _kill(day: Day, lasts_s: float, *, name: str) -> None:
 
 
 def _freeze(day: Day, lasts_s: float, *, name: str) -> None:
-    frozen = [*_named(day, name), *_named(day, f"{name}/")]
+    frozen = [process for called, process in day.bed.processes().items() if called.partition("/")[0] == name]
     for process in frozen:
         process.send_signal(signal.SIGSTOP)
     try:
@@ -46,7 +46,13 @@ def _freeze(day: Day, lasts_s: float, *, name: str) -> None:
 
 
 def _named(day: Day, name: str) -> list[psutil.Process]:
-    found = day.bed.processes()
-    return [
-        each for called, each in found.items() if called == name or (name.endswith("/") and called.startswith(name))
+    """Raises LookupError if there is none: a fault that strikes nobody would prove nothing."""
+    below = name.endswith("/")
+    found = [
+        process
+        for called, process in day.bed.processes().items()
+        if called == name or (below and called.startswith(name))
     ]
+    if not found:
+        raise LookupError(f"no process {name}")
+    return found

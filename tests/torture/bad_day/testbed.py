@@ -6,6 +6,7 @@ two Valkeys out of wheels.
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -37,8 +38,8 @@ from warmup.demo.children import Children, Recipe, stop_leftovers
 WEBS = 2
 READY_WITHIN_S = 180.0
 ADMIN, ADMIN_PASSWORD = "admin", "a-password-for-one-bad-day"
-SPOOL_BYTES = 64 * 1024 * 1024
-"""Of the spool's own file system, where this user may mount one."""
+SPOOL_BYTES = 1024 * 1024 * 1024
+"""Of the spool's own file system, where this user may mount one: in memory, which takes no more than lies there."""
 _TEND_EVERY_S = 0.2
 _PREPARE_S = 600.0
 _PARENT = Path("/var/tmp")
@@ -183,15 +184,35 @@ class Testbed:
             options = ["-t", "tmpfs", "-o", f"size={SPOOL_BYTES},mode=700", "tmpfs", str(self.spool)]
             self._spool_is_mounted = subprocess.run(["mount", *options], capture_output=True).returncode == 0
 
+    @contextmanager
+    def full_spool(self) -> Iterator[None]:
+        """Nothing is left on the spool's file system. Where it has none of its own, no file of a web process grows."""
+        if self._spool_is_mounted:
+            found = os.statvfs(self.spool)
+            self._resize_spool((found.f_blocks - found.f_bfree) * found.f_frsize)
+            try:
+                yield
+            finally:
+                self._resize_spool(SPOOL_BYTES)
+            return
+        limited = [each for name, each in self.processes().items() if name.startswith("web-")]
+        for process in limited:
+            process.rlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        try:
+            yield
+        finally:
+            for process in limited:
+                with suppress(psutil.Error):
+                    process.rlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    def _resize_spool(self, size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={max(size, 4096)}", str(self.spool)], check=True)
+
     # --- what the day looks at ---
 
     @property
     def spool(self) -> Path:
         return self.var / "spool"
-
-    @property
-    def spool_is_mounted(self) -> bool:
-        return self._spool_is_mounted
 
     def database(self, **options: Any) -> "psycopg.Connection[Any]":
         """A superuser's session past everything that a fault sets, in autocommit."""
