@@ -1,5 +1,8 @@
 """Health with servers that are really stopped and frozen."""
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 import pytest
@@ -8,6 +11,7 @@ from django.test import Client
 from mlserve import health
 from predictions.registry.active import NoActiveModel
 from tests.fixtures.servers import ServerHandle
+from tests.fixtures.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -71,3 +75,82 @@ def test_without_postgres_it_is_ready_and_degraded(
     assert response.json()["checks"]["postgres"]["detail"].startswith("does not answer")
     assert "127.0.0.1" not in response.content.decode()
     assert elapsed_s < 6 * health.TIMEOUT_S
+
+
+class _Hanging:
+    """A check that hangs until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.let_go = threading.Event()
+
+    def __call__(self) -> str:
+        self.begun += 1
+        self.let_go.wait(30)
+        return "answers"
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Hanging]:
+    """The only check that there is."""
+    check = _Hanging()
+    monkeypatch.setattr(health, "_registry", {"one": health._Registered(check, True)})
+    yield check
+    check.let_go.set()
+
+
+def test_a_check_that_hangs_has_failed_and_is_not_begun_again(
+    hanging: _Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a thread more, however often somebody asks; when it ends, the next round begins it anew."""
+    monkeypatch.setattr(health, "ROUND_S", 0.05)
+    monkeypatch.setattr(health, "SHARED_FOR_S", 0.0)
+    for _ in range(5):
+        result = health.readiness()
+        assert (result.status, result.checks["one"].status) == ("unavailable", "failed")
+        assert "does not answer within" in result.checks["one"].detail
+    assert hanging.begun == 1
+    hanging.let_go.set()
+    until(lambda: health.readiness().status == "ready")
+
+
+def test_all_who_ask_share_one_round(hanging: _Hanging) -> None:
+    """One waits for it, the others do not; within a second after it nothing is asked again."""
+    with ThreadPoolExecutor(10) as pool:
+        asked = [pool.submit(health.readiness) for _ in range(10)]
+        until(lambda: sum(each.done() for each in asked) == 9)
+        hanging.let_go.set()
+        results = [each.result().status for each in asked]
+    assert sorted(results) == ["ready"] + 9 * ["unavailable"]  # nothing was known
+    assert [health.readiness().status for _ in range(5)] == 5 * ["ready"]
+    assert hanging.begun == 1
+
+
+def test_while_a_round_hangs_the_last_result_serves(hanging: _Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To all but one, at once; a result that is too old says nothing."""
+    hanging.let_go.set()
+    assert health.readiness().status == "ready"
+    hanging.let_go.clear()
+    monkeypatch.setattr(health, "SHARED_FOR_S", 0.0)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(health.readiness)
+        until(lambda: hanging.begun == 2)
+        assert health.readiness().status == "ready"
+        monkeypatch.setattr(health, "GOOD_FOR_S", 0.0)
+        assert health.readiness() == health.Readiness(status="unavailable", checks={})
+        monkeypatch.undo()
+        hanging.let_go.set()
+        assert waits.result().status == "ready"
+
+
+def test_checks_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that hang take no longer than one."""
+    meet = threading.Barrier(3)
+
+    def meets() -> str:
+        meet.wait(10)
+        return "met the others"
+
+    registry = {name: health._Registered(meets, True) for name in ("a", "b", "c")}
+    monkeypatch.setattr(health, "_registry", registry)
+    assert health.readiness().status == "ready"

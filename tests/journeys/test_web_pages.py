@@ -180,6 +180,7 @@ def test_slow_forms_leave_pages_to_others(web: WebProcess, world: World) -> None
             connection = slow.enter_context(socket.create_connection(("127.0.0.1", web.port)))
             connection.sendall(head)
         until(lambda: web.fetch("POST", "/admin/login/", headers={}, body="username=x").status == 503)
+        until(lambda: web.fetch("GET", "/admin/login/", headers={}).status == 200)  # those beyond the slots are refused
         for _ in range(3):
             assert web.fetch("GET", "/admin/login/", headers={}).status == 200
             assert web.ask("GET", "/v1/models").status == 200
