@@ -190,8 +190,10 @@ def test_the_page_itself_asks_nothing(root: Client, postgres: ServerHandle) -> N
     """Neither session nor user: a page that the gate refuses, to somebody with a cookie, while PostgreSQL is frozen."""
     postgres.freeze()
     with connection.execute_wrapper(_not_to_be_called):
-        response = root.get("/admin/", **{"mlserve.refused": "full"})
+        full: dict[str, Any] = {"mlserve.refused": "full"}
+        late: dict[str, Any] = {"mlserve.refused": "late"}
+        response = root.get("/admin/", **full)
         text = _words(response, "Too many pages at once")
-        form = root.post("/admin/login/", {}, **{"mlserve.refused": "late"})
+        form = root.post("/admin/login/", {}, **late)
     assert "As many pages are made" in text
     assert "Nothing was done for this request." in form.content.decode()
