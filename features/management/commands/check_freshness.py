@@ -113,7 +113,10 @@ class Command(BaseCommand):
             settings = _settings(options, guard=guard, seed=0)
 
             def run(seed: int, settings: Settings = settings) -> Report:
-                return self._play(msgspec.structs.replace(settings, seed=seed, until_found=True), stop)
+                report = self._play(msgspec.structs.replace(settings, seed=seed, until_found=True), stop)
+                what = ", ".join(report.failures or report.verdict.violations) or "nothing found"
+                self.stderr.write(f"{settings.ablation or 'whole'}, seed {seed}: {what} after {report.seconds:.0f} s")
+                return report
 
             measured.append(rates.measure(guard, seeds=seeds, faults=settings.faults, run=run))
             if not options["json"]:
