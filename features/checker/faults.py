@@ -7,7 +7,7 @@ process when the kernel says so, a restart when the server says when it was star
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 import redis
@@ -131,22 +131,27 @@ class Nemesis:
         return promoted
 
     def _lossy_failover(self, planned: Planned) -> bool:
-        """The primary is replaced while it works; or it dies while the relays are frozen, who then go on from what they
-        knew: a history that is gone."""
+        """The primary is replaced while it works."""
+        return self._lose_history(planned, relays=())
+
+    def _lossy_kill(self, planned: Planned) -> bool:
+        """It dies while the relays are frozen, who then go on from what they knew."""
+        return self._lose_history(planned, relays=list(self._stand.relays.values()))
+
+    def _lose_history(self, planned: Planned, *, relays: Sequence[int]) -> bool:
         cache, before = self._stand.cache, self._stand.cache.primary_place()
         primary, replica = cache.servers[before], cache.servers[1 - before]
         cut = cache.proxies[before].cut_connections
         cache.proxies[before].set_link(Link.NO_REPLICATION)
         self._stand.pause(0.3 + 0.9 * planned.share)
         behind = _offset(primary.info("replication")) > _offset(replica.info("replication"))
-        relays = [] if planned.variant else list(self._stand.relays.values())
         try:
             for pid in relays:
                 self._stand.signal(pid, signal.SIGSTOP)
-            if planned.variant:
-                cache.fail_over()
-            else:
+            if relays:
                 primary.process.kill()
+            else:
+                cache.fail_over()
             promoted = cache.wait_for_another_primary(before, within_s=_FAILOVER_S)
         finally:
             for pid in relays:
@@ -181,6 +186,20 @@ class Nemesis:
         client = self._stand.cache.primary().client
         held = client.dbsize()
         return bool(client.flushall()) and held > 0
+
+    def _flushall_unheard(self, planned: Planned) -> bool:
+        """Shorter than the silence after which a process would not believe its memory anyway."""
+        relays = list(self._stand.relays.values())
+        for pid in relays:
+            self._stand.signal(pid, signal.SIGSTOP)
+        frozen = self._stand.wait(lambda: all(is_stopped(pid) for pid in relays), within_s=_SEEN_S)
+        try:
+            self._stand.pause(0.2 + 0.25 * planned.share)
+            flushed = self._flushall(planned)
+        finally:
+            for pid in relays:
+                self._stand.signal(pid, signal.SIGCONT)
+        return frozen and flushed
 
     def _evict(self, planned: Planned) -> bool:
         """As under pressure of memory: whatever is there goes again and again, tombstones too."""

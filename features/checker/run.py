@@ -26,12 +26,15 @@ QUIET_S = 1.0
 _END_S = 30.0
 _FINAL_S = 60.0
 _PROGRESS_S = 1.0
+_LOOK_S = 5.0
+"""From one look for violations to the next, where the first one ends the run: judging takes up to a second."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`seconds` of load, or longer until each of the `faults` (names out of `FAULTS`) has struck once.
 
-    `ablation`: a guard to do without, or ''. `keep_logs`: where they go; without it those of a failed run are kept.
+    `ablation`: a guard to do without, or ''. `until_found`: end at the first violation that is seen. `keep_logs`: where
+    they go; without it those of a failed run are kept.
     """
 
     seconds: float
@@ -42,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     bound_s: float = 1.0
     load: Load = Load()
     keep_logs: Path | None = None
+    until_found: bool = False
 
 
 class Report(msgspec.Struct):
@@ -74,7 +78,8 @@ def check(settings: Settings, *, tell: Tell, stop: Stop) -> Report:
     failed = False
 
     def keep() -> Path | None:
-        if settings.keep_logs is not None or not failed:
+        wanted = failed and not (settings.until_found and settings.ablation)
+        if settings.keep_logs is not None or not wanted:
             return settings.keep_logs
         return env.VAR_DIR / "checker" / f"seed-{settings.seed}-{settings.ablation or 'whole'}"
 
@@ -114,6 +119,7 @@ class _Run:
         self._journal: dict[int, list[int]] = {}
         self._failures: list[str] = []
         self._ran_s = 0.0
+        self._looked_at = time.monotonic()
 
     def report(self) -> Report:
         try:
@@ -127,7 +133,8 @@ class _Run:
         self._say("judging")
         verdict = self._judge()
         failures = [*self._failures, *self._stand.failures]
-        if not failures and not verdict.final_reads:
+        ended_early = self._settings.until_found and verdict.violations
+        if not failures and not verdict.final_reads and not ended_early:
             failures.append("nobody came to the last look")
         written, ran_s = verdict.writes, max(self._ran_s, 0.001)
         return Report(
@@ -152,8 +159,11 @@ class _Run:
         self._stand.start()
         self._nemesis.mend()
         began = time.monotonic()
-        self._strike_until(began + self._settings.seconds)
+        found = self._strike_until(began + self._settings.seconds)
         self._ran_s = time.monotonic() - began
+        if found:
+            self._journal = self._committed()
+            return
         self._say("writers stop")
         phase.phase = Phase.QUIET
         if not self._stand.wait(lambda: not self._stand.writers_running, within_s=_END_S):
@@ -167,8 +177,11 @@ class _Run:
             self._failures.append("a reader did not come to an end")
         self._journal = self._committed()
 
-    def _strike_until(self, end: float) -> None:
-        """Or longer, until each fault has struck once: on a machine that is busy they take longer."""
+    def _strike_until(self, end: float) -> bool:
+        """Or longer, until each fault has struck once: on a machine that is busy they take longer.
+
+        Whether it ended before, at a violation.
+        """
         settings = self._settings
         planned = plan(settings.seed, seconds=settings.seconds, faults=settings.faults)
         (self._place / "schedule.json").write_bytes(msgspec.json.encode(planned))
@@ -176,12 +189,37 @@ class _Run:
             first_round = number < len(settings.faults)
             self._say("undisturbed")
             self._stand.pause(each.after_s if first_round else min(each.after_s, max(0.0, end - time.monotonic())))
+            if self._found():
+                return True
             if time.monotonic() >= end and not first_round:
-                return
+                return False
             self._say(each.fault)
             self._nemesis.strike(each)
-        self._say("undisturbed")
-        self._stand.pause(max(0.0, end - time.monotonic()))
+        while (left_s := end - time.monotonic()) > 0:
+            self._say("undisturbed")
+            self._stand.pause(min(left_s, _LOOK_S))
+            if self._found():
+                return True
+        return False
+
+    def _found(self) -> bool:
+        """Judges what is in the files so far, by a journal that is read after them: it has all that was read."""
+        now = time.monotonic()
+        if not self._settings.until_found or now - self._looked_at < _LOOK_S:
+            return False
+        self._looked_at = now
+        self._say("judging")
+        logs = self._run.logs
+        processes = [
+            Process(file.process, file.clock_offset_ns / 1e9, list(reads_of(file))) for file in read_files(logs)
+        ]
+        try:
+            journal = self._committed()
+        except psycopg.Error:
+            return False
+        writes = write_events(logs)
+        found = judge(journal=journal, writes=writes, processes=processes, bound_s=self._settings.bound_s)
+        return bool(found.violations)
 
     def _committed(self) -> dict[int, list[int]]:
         """By the journal, of which every transaction that committed has written its lines."""
