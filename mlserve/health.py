@@ -7,7 +7,7 @@ both say `degraded`. Without a model nothing can be scored.
 One round of checks answers all who ask within `SHARED_FOR_S`: many who ask do not become many who wait for a server
 that hangs. The checks of a round run at the same time, on threads of their own, and the round ends after `ROUND_S`,
 whatever hangs: a check that has not answered has failed, and is not begun again before it has. Few callers wait for a
-round (`READINESS` in `settings/threads.py`); the others take the last result.
+round (`readiness` in `settings/threads.py`); the others take the last result.
 """
 
 import threading
@@ -33,8 +33,8 @@ TIMEOUT_S: Final = 1
 ROUND_S: Final = 3.0
 """For all checks together, whatever their own limits come to."""
 SHARED_FOR_S: Final = 1.0
-GOOD_FOR_S: Final = 10.0
-"""An older result says nothing of now. Orchestrators ask every few seconds."""
+GOOD_FOR_S: Final = 30.0
+"""To those who do not wait for a round. An older result says nothing of now; orchestrators ask every few seconds."""
 _FIRST_WAIT_S: Final = 0.25
 """Where nothing is known everybody waits for a moment: mostly that is all that a round takes."""
 _MARGIN_S: Final = 0.5
