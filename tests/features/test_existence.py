@@ -284,6 +284,18 @@ def test_the_membership_of_a_process_is_polled() -> None:
     assert existence.membership() is membership
 
 
+def test_filters_of_another_database_answer_nobody_until_the_next_build() -> None:
+    """What was restored may hold ids that they deny."""
+    record([payment("1", START, customer="c1")])
+    _build()
+    membership = existence.membership()
+    until(lambda: not membership.may_exist("customer", "nobody"))
+    existence.distrust()
+    until(lambda: membership.may_exist("customer", "nobody"))
+    _build()
+    until(lambda: not membership.may_exist("customer", "nobody"))
+
+
 def test_forgotten_filters_are_gone_and_their_poller_too() -> None:
     """The next `membership()` begins with nothing."""
     _build()
