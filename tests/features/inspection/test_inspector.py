@@ -12,6 +12,7 @@ from features.inspection.wiring import make_inspector
 from features.models import InspectionCount, InspectionFinding, PolicyRevision, TtlPolicy
 from mlserve.cache.clock import SystemClock
 from mlserve.cache.entry import Entry
+from mlserve.cache.keys import Key
 from mlserve.cache.outcome import Tier
 from mlserve.cache.wiring import engine
 from mlserve.observability import metrics
@@ -61,6 +62,19 @@ def test_a_healthy_cache_is_looked_at_and_found_right(proven: Bench) -> None:
         300: 1,
     }
     assert inspector.tally.inconsistent == 0 and not inspector.tally.findings
+
+
+def test_a_row_without_a_value_that_was_added_since_is_no_mistake(bench: Bench) -> None:
+    """As a worker of an earlier release writes embeddings, without their build's number: the copy has its default."""
+    key = Key("merchant", bench.key.id, "merchant_embedding")
+    bench.session.execute(
+        """INSERT INTO features_featurerow ("group", entity_id, "values", as_of) VALUES (%s, %s, %s, now())""",
+        (key.group, key.id, [0.5] * 16),
+    )
+    assert bench.read(key).values == (*(0.5,) * 16, 0.0)
+    inspector = bench.look_after(2)
+    assert checked_by(inspector)[1, "l2"] == 1 and inspector.tally.inconsistent == 0
+    assert bench.read(key).tier is Tier.L1
 
 
 def test_a_copy_that_nobody_vouches_for_is_no_mistake(bench: Bench) -> None:
