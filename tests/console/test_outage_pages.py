@@ -165,13 +165,13 @@ def test_a_session_that_cannot_be_saved(root: Client) -> None:
     key = root.cookies["sessionid"].value
 
     def view(request: HttpRequest) -> HttpResponse:
-        request.session["seen"] = True  # type: ignore[attr-defined]  # what the middleware adds
+        request.session["seen"] = True
         return HttpResponse("done")
 
     request = RequestFactory().post("/admin/")
     request.COOKIES["sessionid"] = key
     with server_default("default_transaction_read_only", "on"):
-        response = PageOutages(PageSessions(PageMessages(view)))(request)
+        response: Any = PageOutages(PageSessions(PageMessages(view)))(request)
     assert response.status_code == 503
     assert b"The database is read-only" in response.content
     assert Session.objects.get(pk=key).get_decoded().get("seen") is None
