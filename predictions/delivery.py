@@ -77,7 +77,10 @@ def deliver_spooled() -> int:
 
 def deliver_now() -> int:
     """The same, whatever this process thinks of PostgreSQL's health."""
-    spool.keep_own_file()
+    try:
+        spool.keep_own_file()
+    except OSError as error:  # its lines stay where they are; those of the other files can go
+        _log.error("spool_file_not_kept", error=f"{type(error).__name__}: {error.strerror}")
     monotonic = engine().clock.monotonic
     until = monotonic() + MAX_ROUND_S
     plan = Plan(
@@ -94,7 +97,7 @@ def deliver_now() -> int:
 
 def attempt(lines: Sequence[Line]) -> Attempt:
     """Store as many of the decisions as PostgreSQL takes now. Raises no database error: it is in the result."""
-    with session_of(Kind.BACKGROUND):  # a command as well: what is locked is left for later, not waited for
+    with session_of(Kind.JOURNAL):  # what is locked is left for later: a wait would hold up the customers beside it
         return _Attempt(lines).run()
 
 
@@ -264,9 +267,8 @@ class _Attempt:
             self._hold(items)
             return
         half = len(groups) // 2
-        with session_of(Kind.JOURNAL):  # waits for a lock briefly
-            for part in (groups[:half], groups[half:]):
-                self._store(self._free([item for group in part for item in group]))
+        for part in (groups[:half], groups[half:]):
+            self._store(self._free([item for group in part for item in group]))
 
     def _settle(self, item: _Item, outcome: Recorded | MlserveError) -> None:
         if isinstance(outcome, TransactionConflict):

@@ -18,6 +18,8 @@ PLACES = {"{transaction_id}": "example-1", "{entity}": "merchant", "{entity_id}"
 NEEDS_MORE = {
     ErrorCode.INTERNAL,
     ErrorCode.SOURCE_UNAVAILABLE,
+    ErrorCode.SOURCE_READ_ONLY,
+    ErrorCode.SOURCE_CONTENTION,
     ErrorCode.NO_ACTIVE_MODEL,
     ErrorCode.MODEL_UNUSABLE,
     ErrorCode.FEATURES_UNAVAILABLE,

@@ -49,7 +49,7 @@ def test_labels_are_refused_for_later(read_only: World) -> None:
     body = json.dumps({"labels": [{"transaction_id": "ledger-1", "is_fraud": True}]})
     response = read_only.client.post("/v1/labels", body, content_type="application/json")
     assert response.status_code == 503, response.content
-    assert response.json()["code"] == "source_unavailable"
+    assert response.json()["code"] == "source_read_only"
     assert int(response.headers["Retry-After"]) > 0
 
 

@@ -139,6 +139,8 @@ def test_a_value_that_no_statement_can_be_made_of_keeps_nothing_else(entries: li
         entries[3].transaction.id,
         entries[5].transaction.id,
     }
+    with connection.cursor() as cursor:  # nothing else in the tests' ledger is as old
+        cursor.execute("DELETE FROM features_transaction WHERE id = %s", [entries[3].transaction.id])
 
 
 def test_what_python_refuses_keeps_nothing_else(entries: list[JournalEntry], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +222,7 @@ def test_a_locked_customer_keeps_nobody_else(entries: list[JournalEntry], folder
         assert _stored(entries) == 9
         (file,) = survey().files
         assert (file.decisions, file.held) == (1, 1)
-    assert deliver_spooled() == 1
+    until(lambda: deliver_spooled() == 1)  # the lock ends when the server has noticed that its session has
     assert _stored(entries) == 10
     assert list(refused_decisions().records()) == []
 
@@ -236,7 +238,7 @@ def test_a_lock_on_something_else_holds_that_decision_alone(entries: list[Journa
         )
         assert deliver_spooled() == 9
         assert _stored(entries) == 9
-    assert deliver_spooled() == 1
+    until(lambda: deliver_spooled() == 1)
     assert _stored(entries) == 10
 
 
@@ -299,7 +301,7 @@ def test_a_decision_that_postgresql_fails_at_is_alone_in_the_end(
         assert _stored(entries) == 9
         (file,) = survey().files
         assert (file.decisions, file.held) == (1, 1)
-    assert deliver_spooled() == 1
+    until(lambda: deliver_spooled() == 1)  # the lock ends when the server has noticed that its session has
     assert _stored(entries) == 10
 
 
