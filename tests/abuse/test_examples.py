@@ -100,6 +100,9 @@ def test_every_problem_that_a_client_can_cause(service: WebProcess, document: di
     scorer, onlooker = (issue_key(name=f"may {scope}", scopes=[scope]).key for scope in ("score", "debug"))
     caused = set()
     for operation in _operations(document):
+        for body in _bodies(operation):  # a conflict is one with something that was taken before
+            _send(service.port, operation, body)
+    for operation in _operations(document):
         for code in operation.codes():
             if code in NEEDS_MORE:
                 continue

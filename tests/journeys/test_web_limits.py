@@ -129,11 +129,19 @@ def test_slow_clients_do_not_take_all_threads(world: World) -> None:
     ).encode()
     with web_process(GRANIAN_BLOCKING_THREADS="26") as web, ExitStack() as slow:
         assert web.ask("POST", "/v1/scores", world.request()).status == 200
-        for _ in range(20):
+        report = {"labels": [{"transaction_id": "t-1", "is_fraud": True}]}
+
+        def begin() -> None:
             connection = slow.enter_context(socket.create_connection(("127.0.0.1", web.port)))
             connection.sendall(head)
-        report = {"labels": [{"transaction_id": "t-1", "is_fraud": True}]}
-        until(lambda: web.ask("POST", "/v1/labels", report).status == 503)
+
+        def are_reports_refused() -> bool:
+            begin()  # another one, should those before it have been refused while the process was busy
+            return web.ask("POST", "/v1/labels", report).status == 503
+
+        for _ in range(20):
+            begin()
+        until(are_reports_refused)
         for _ in range(5):
             assert web.ask("POST", "/v1/scores", world.request()).status == 200
             assert web.ask("GET", "/healthz/live").seconds < _BOUND_S
