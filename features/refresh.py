@@ -42,7 +42,7 @@ from mlserve.cache.keys import Key
 from mlserve.postgres.retries import retry_contention
 
 ACTIVITY_CHUNK = 200
-"""Customers per database transaction: a score of one of them waits for the rest of its chunk, some 50 ms."""
+"""Customers per database transaction: a score of one of them waits for the rest of its chunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
