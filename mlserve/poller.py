@@ -109,11 +109,22 @@ class Poller:
                 else:
                     self._note(None)
                 finally:
-                    # Back to the pool; where there is none, a working connection is kept for the next poll.
-                    close_old_connections()
+                    self._give_back()
             self._then()
             stopped.wait(self.interval_s)
         connections.close_all()
+
+    @staticmethod
+    def _give_back() -> None:
+        """To the pool; where there is none, a working connection is kept for the next poll.
+
+        Whatever comes of it, the thread goes on, and no connection is left that nobody will ever return.
+        """
+        try:
+            close_old_connections()
+        except Exception as error:
+            _log.warning("poll_connection_dropped", error=f"{type(error).__name__}: {error}")
+            connections.close_all()
 
     def _note(self, error: Exception | None) -> None:
         before, self._error, self._polled = self._error, error, True

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
-from django.db import OperationalError, connection
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, OperationalError, connection, connections
 
 from mlserve.poller import Poller
 
@@ -232,3 +233,25 @@ def test_an_idle_poller_holds_no_connection() -> None:
     assert enough.wait(WAIT_S)
     poller.stop()
     assert held[:3] == [None, None, None]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_cannot_be_looked_at_goes_back_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread goes on, and after more polls than the pool has connections there is still one to be had."""
+    polls = Polls()
+
+    def poll() -> None:
+        connection.ensure_connection()
+        monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "errors_occurred", True)
+        monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "is_usable", _raises, raising=False)
+        polls()
+
+    poller = Poller("odd", 0.001, poll)
+    poller.ensure_started()
+    polls.wait_for_more(3 * settings.DATABASES[DEFAULT_DB_ALIAS]["OPTIONS"]["pool"]["max_size"])
+    poller.stop()
+    assert poller.error is None
+
+
+def _raises() -> bool:
+    raise RuntimeError("odd")

@@ -12,7 +12,10 @@ from mlserve.api.lookup import directory
 
 
 @pytest.fixture(autouse=True)
-def _empty_directory() -> Iterator[None]:
+def _empty_directory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Begins after the database and so ends before it: the pollers use it until they are stopped."""
+    for name in {"db", "transactional_db"}.intersection(request.fixturenames):
+        request.getfixturevalue(name)
     directory.forget()
     key_copy.forget()
     yield
