@@ -7,12 +7,19 @@ that are ready and reads no more of the answer than its status and its length.
 import socket
 from collections.abc import Callable
 from threading import Barrier, Thread
-from time import perf_counter
+from time import perf_counter, sleep
 
 from benchmarks.contest import BenchmarkFailed
 
 _TIMEOUT_S = 10.0
 _LENGTH = b"content-length:"
+_REFUSED_PAUSE_S = 0.02
+_FEW_REFUSALS = 50
+"""More than answers, before a server counts as one that does not serve at all."""
+
+
+class Refused(BenchmarkFailed):
+    """The server had too much to do."""
 
 
 class Connection:
@@ -23,7 +30,7 @@ class Connection:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def ask(self, request: bytes) -> bytes:
-        """The body of the answer. Raises BenchmarkFailed for any status but 200."""
+        """The body of the answer. Raises Refused for a 503, BenchmarkFailed for any other status but 200."""
         self._socket.sendall(request)
         received = b""
         while (end := received.find(b"\r\n\r\n")) < 0:
@@ -35,7 +42,8 @@ class Connection:
             received += self._more()
         body = received[end + 4 :]
         if not head.startswith(b"http/1.1 200 "):
-            raise BenchmarkFailed(f"score: the server answered {received[:end].splitlines()[0]!r}: {body[:500]!r}")
+            failure = Refused if head.startswith(b"http/1.1 503 ") else BenchmarkFailed
+            raise failure(f"score: the server answered {received[:end].splitlines()[0]!r}: {body[:500]!r}")
         return body
 
     def close(self) -> None:
@@ -62,7 +70,8 @@ def throughput(
 ) -> float:
     """Answers a second over all connections. `next_request` gets the connection's number and must be thread-safe.
 
-    Raises BenchmarkFailed if any connection fails.
+    What is refused is no answer, and its connection asks again after a pause. Raises BenchmarkFailed if any connection
+    fails, or if more is refused than answered.
     """
     barrier = Barrier(connections)
     answers, spent, errors = [0] * connections, [0.0] * connections, list[Exception]()
@@ -74,9 +83,16 @@ def throughput(
                 barrier.wait(_TIMEOUT_S)
                 started = perf_counter()
                 until = started + seconds
+                refusals = 0
                 while perf_counter() < until or not answers[number]:
-                    connection.ask(next_request(number))
-                    answers[number] += 1
+                    try:
+                        connection.ask(next_request(number))
+                        answers[number] += 1
+                    except Refused:
+                        refusals += 1
+                        if refusals > _FEW_REFUSALS + answers[number]:
+                            raise
+                        sleep(_REFUSED_PAUSE_S)
                 spent[number] = perf_counter() - started
             finally:
                 connection.close()

@@ -33,12 +33,15 @@ def progress() -> AbstractContextManager[Progress]:
     return shown()
 
 
-def measure(names: Iterable[str], *, seconds: float, progress: Progress) -> list[Result]:
-    """All contests of the benchmarks `names`, `seconds` each. Raises `contest.BenchmarkFailed`."""
+def measure(names: Iterable[str], *, seconds: float, rounds: int | None = None, progress: Progress) -> list[Result]:
+    """All contests of the benchmarks `names`, `seconds` each. Raises `contest.BenchmarkFailed`.
+
+    `rounds`: instead of those that each of them wants.
+    """
     results = []
     for name in names:
         with BENCHMARKS[name].open(progress) as contests:
-            results += [contest.run(each, seconds=seconds, progress=progress) for each in contests]
+            results += [contest.run(each, seconds=seconds, rounds=rounds, progress=progress) for each in contests]
     return results
 
 

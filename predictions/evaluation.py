@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 from django.db import connection
-from sklearn.metrics import roc_auc_score
 
 from features.definitions import LABEL_DELAY_DAYS
 from predictions.decisions import Action
@@ -104,6 +103,8 @@ def _auc(frauds: list[float], genuine: list[float]) -> float | None:
     if not (frauds and genuine):
         return None
     labels: Any = [1] * len(frauds) + [0] * len(genuine)
+    from sklearn.metrics import roc_auc_score  # seconds of every process's start, for what a page or command asks
+
     return float(roc_auc_score(labels, [*frauds, *genuine]))
 
 

@@ -193,7 +193,7 @@ _RELIED_ON: Final = {
 _STATE: Final = """
 SELECT set_config(name, value, false) FROM unnest(%(names)s::text[], %(values)s::text[]) AS relied_on (name, value)
 UNION ALL
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
+SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), false)
 """
 _LIMIT: Final = """
 SELECT set_config('statement_timeout', %(statement)s, false), set_config('lock_timeout', %(lock)s, false),

@@ -59,13 +59,14 @@ def test_the_l2_benchmark_leaves_nothing_behind(redis_client: redis.Redis) -> No
     assert redis_client.keys() == [b"somebody's"]
 
 
-@pytest.mark.parametrize("name", ["score", "batch"])
+@pytest.mark.parametrize("name", ["score", pytest.param("batch", marks=pytest.mark.torture)])
 def test_the_score_benchmark_brings_its_own_world(redis_client: redis.Redis, name: str) -> None:
     """Data, model, key and web process; the databases of both kinds are gone afterwards."""
-    results = _bench(name, "--seconds", _TINY_S)["results"]
+    results = _bench(name, "--seconds", _TINY_S, "--rounds", "2")["results"]
     assert [result["name"] for result in results] == [f"{name}-dry-run", f"{name}-journal"]
     for result in results:
         _check_sane(result)
+        assert result["rounds"] == 2
     assert redis_client.info("keyspace") == {}
     with psycopg.connect(env.DATABASE_URL) as connection:
         left = connection.execute("SELECT datname FROM pg_database WHERE datname LIKE '%\\_bench'").fetchall()

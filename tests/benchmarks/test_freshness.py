@@ -47,6 +47,7 @@ def test_a_spread_is_of_values_that_were_measured() -> None:
     assert spread_of([0.5]).p99 == 0.5
 
 
+@pytest.mark.torture
 def test_the_freshness_benchmark_measures_its_three_sides() -> None:
     """With a relay a change is everywhere sooner than by a TTL; who answered adds up."""
     with open_freshness(silent) as (by_ttl, by_delete):

@@ -3,9 +3,11 @@
 import io
 import json
 
+import pytest
 from django.core.management import CommandError, call_command
 
 
+@pytest.mark.torture
 def test_the_benchmark_tells_each_row_and_says_what_that_takes() -> None:
     """On a server of its own; a journal that lacks a row is no result."""
     out = io.StringIO()

@@ -3,9 +3,11 @@
 import io
 import json
 
+import pytest
 from django.core.management import call_command
 
 
+@pytest.mark.torture
 def test_the_benchmark_of_latency_runs() -> None:
     """Half of a capacity that the same run has measured; percentiles in order, for both sides of each line."""
     out = io.StringIO()

@@ -3,9 +3,11 @@
 import io
 import json
 
+import pytest
 from django.core.management import CommandError, call_command
 
 
+@pytest.mark.torture
 def test_the_benchmark_of_overload_runs() -> None:
     """Three lines, all refusals and scores and nothing else; what is reached is the machine's matter."""
     out = io.StringIO()

@@ -12,6 +12,7 @@ from tests.fixtures.waiting import until
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.torture
 def test_the_penetration_benchmark_runs_and_leaves_nothing(redis_client: redis.Redis) -> None:
     """Without the filter every unknown id is a load; with it, most rounds have none. Redis forgets by itself."""
     with open_penetration(silent) as contests:

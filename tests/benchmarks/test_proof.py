@@ -6,6 +6,7 @@ from benchmarks.proof import open_proof
 from features.progress import silent
 
 
+@pytest.mark.torture
 def test_the_proof_benchmark_reads_what_it_says() -> None:
     """Proven copies serve as long as a relay runs. Without one they do not count, and PostgreSQL is read."""
     with open_proof(silent) as (from_l1, from_l2, unproven):

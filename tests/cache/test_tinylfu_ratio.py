@@ -64,9 +64,10 @@ RECENCY: dict[str, Trace] = {
 
 
 LENGTHS = {100: 20_000, 1_000: 50_000, 10_000: 200_000}
+CAPACITIES = [100, 1_000, pytest.param(10_000, marks=pytest.mark.torture)]
 
 
-@pytest.mark.parametrize("capacity", LENGTHS)
+@pytest.mark.parametrize("capacity", CAPACITIES)
 @pytest.mark.parametrize("name", FREQUENCY)
 def test_scans_and_loops_gain_five_points_on_lru(name: str, capacity: int) -> None:
     """The cold start is counted in."""
@@ -74,7 +75,7 @@ def test_scans_and_loops_gain_five_points_on_lru(name: str, capacity: int) -> No
     assert _hit_rate(trace, capacity) >= _lru_hit_rate(trace, capacity) + 5
 
 
-@pytest.mark.parametrize("capacity", LENGTHS)
+@pytest.mark.parametrize("capacity", CAPACITIES)
 @pytest.mark.parametrize("name", RECENCY)
 def test_recency_costs_less_than_a_point(name: str, capacity: int) -> None:
     """Where LRU is the right thing, the store is hardly behind it."""

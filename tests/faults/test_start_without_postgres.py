@@ -21,7 +21,7 @@ def _is_confirmed(web: WebProcess) -> bool:
     return bool(web.ask("GET", "/healthz/ready").json["status"] == "ready")
 
 
-@pytest.mark.parametrize("harm", ["kill", "freeze"])
+@pytest.mark.parametrize("harm", ["kill", pytest.param("freeze", marks=pytest.mark.torture)])
 def test_a_process_that_starts_meanwhile_scores_as_the_one_before(
     world: World, postgres: ServerHandle, harm: str
 ) -> None:

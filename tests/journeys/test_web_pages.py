@@ -77,10 +77,10 @@ def _others_are_answered(web: WebProcess, world: World) -> None:
     ("method", "path", "headers"),
     [
         ("GET", "/admin/", _cookie),
-        ("HEAD", "/admin/cache/", _cookie),
+        pytest.param("HEAD", "/admin/cache/", _cookie, marks=pytest.mark.torture),
         ("GET", "/v1/models", _unknown_key),
-        ("GET", "/v1/scores/t-none", _known_key),
-        ("GET", "/metrics", _unknown_key),
+        pytest.param("GET", "/v1/scores/t-none", _known_key, marks=pytest.mark.torture),
+        pytest.param("GET", "/metrics", _unknown_key, marks=pytest.mark.torture),
     ],
 )
 def test_a_frozen_postgres_behind_one_kind_stops_no_other(

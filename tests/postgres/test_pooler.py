@@ -23,7 +23,7 @@ TRANSACTION = {"MLSERVE_DB_TRANSACTION_POOLER": "true"}
 SETTINGS = {"DJANGO_SETTINGS_MODULE": "mlserve.settings.local", "MLSERVE_CACHE_MAC_KEY": "off"}
 
 
-@pytest.fixture(params=["session", "transaction"])
+@pytest.fixture(params=[pytest.param("session", marks=pytest.mark.torture), "transaction"])
 def mode(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

@@ -77,6 +77,16 @@ def test_the_server_knows_the_limits_of_the_kind(kind: Kind) -> None:
             assert _setting("statement_timeout") == "1h"
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"), [("synchronous_commit", "off"), ("default_transaction_isolation", "serializable")]
+)
+def test_a_session_that_is_there_keeps_what_it_relies_on(setting: str, value: str) -> None:
+    """A default that changes under it changes nothing for it."""
+    before = _setting(setting)
+    with server_default(setting, value):
+        assert _setting(setting) == before != value
+
+
 def test_a_session_states_what_it_relies_on() -> None:
     """Whatever the server's defaults are."""
     drop_sessions()

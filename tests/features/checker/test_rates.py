@@ -59,6 +59,7 @@ def test_all_guards_at_once_need_seeds() -> None:
     assert refusal.value.returncode == 2
 
 
+@pytest.mark.torture
 @pytest.mark.timeout(240)
 def test_a_run_ends_at_what_it_finds() -> None:
     """Long before its time is over."""

@@ -9,6 +9,8 @@ from typing import IO, Any, cast
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rich.console import Console
 
+from mlserve.arguments import whole_number
+
 
 class Command(BaseCommand):
     help = (
@@ -20,6 +22,12 @@ class Command(BaseCommand):
         parser.add_argument("names", nargs="*", metavar="NAME", help="which benchmarks (default: all but peers)")
         parser.add_argument(
             "--seconds", type=float, metavar="S", help="for each line of the table, without preparation (default: 10)"
+        )
+        parser.add_argument(
+            "--rounds",
+            type=whole_number(1, 1000),
+            metavar="N",
+            help="turns of both sides (default: what each benchmark needs for a verdict); few are for a quick look",
         )
         parser.add_argument("--list", action="store_true", help="only say which benchmarks there are")
         parser.add_argument(
@@ -47,7 +55,9 @@ class Command(BaseCommand):
         failure = import_module("benchmarks.contest").BenchmarkFailed
         try:
             with suite.progress() as progress:
-                results = suite.measure(dict.fromkeys(names), seconds=seconds, progress=progress)
+                results = suite.measure(
+                    dict.fromkeys(names), seconds=seconds, rounds=options["rounds"], progress=progress
+                )
         except failure as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt as error:
