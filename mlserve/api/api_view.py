@@ -8,8 +8,10 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
+from mlserve.api.database_time import database_within
 from mlserve.postgres.sessions import Kind, session_of
 
+ALTOGETHER_S: Final = 6.0
 _ANYTHING: Final = "*/*"
 
 
@@ -19,6 +21,8 @@ class ApiView(APIView):
     Works out once what is the same for each of its requests.
     """
 
+    database_s: ClassVar[float | None] = ALTOGETHER_S
+    """For which a call may wait for PostgreSQL altogether; None where each part of the work has a bound of its own."""
     metadata_class = None
     http_method_names = ["get", "head", "post", "put", "patch", "delete"]
 
@@ -48,5 +52,8 @@ class ApiView(APIView):
         return negotiated
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        with session_of(Kind.API):
+        if self.database_s is None:
+            with session_of(Kind.API):
+                return super().dispatch(request, *args, **kwargs)
+        with database_within(self.database_s, kind=Kind.API):
             return super().dispatch(request, *args, **kwargs)

@@ -50,6 +50,7 @@ class _ScoringView(KeyedView):
 
 
 class ScoresView(_ScoringView):
+    database_s = None
     reads_parameters = True
 
     @describe_score
@@ -79,6 +80,7 @@ class ScoresView(_ScoringView):
 
 
 class ScoreBatchView(_ScoringView):
+    database_s = None
     reads_parameters = True
 
     @describe_score_batch

@@ -10,6 +10,7 @@ from django import db
 from rest_framework.request import Request
 from rest_framework.test import APIRequestFactory
 
+from mlserve.api.api_view import ApiView
 from mlserve.api.database_time import database_within
 from mlserve.api.problems import exception_handler
 from mlserve.api.source_errors import retry_after, source_error_of
@@ -88,6 +89,26 @@ def test_statements_that_each_end_in_time_end_together_too() -> None:
     db.connection.close()  # cut off in the middle of a statement it is of no more use
     with db.connection.cursor() as cursor:  # outside of it nothing is cut off
         cursor.execute("SELECT 1")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_call_of_many_slow_statements_is_refused_in_time() -> None:
+    """Each of them is quick enough by itself."""
+
+    class Slow(ApiView):
+        authentication_classes = permission_classes = ()
+        database_s = 0.5
+
+        def get(self, _request: Request) -> None:
+            for _ in range(100):
+                with db.connection.cursor() as cursor:
+                    cursor.execute("SELECT pg_sleep(0.05)")
+
+    began = time.monotonic()
+    response = Slow.as_view()(APIRequestFactory().get("/v1/slow"))
+    assert response.status_code == 503 and "Retry-After" in response.headers
+    assert time.monotonic() - began < 4
+    db.connection.close()
 
 
 @pytest.mark.django_db(transaction=True)
