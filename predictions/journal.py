@@ -7,7 +7,7 @@ requests of that moment (group commit: Gawlick and Kinkade 1985).
 
 If Postgres does not take them, decisions go to a durable spool on this host (`spool.py`) and follow later. Those of a
 customer whom somebody else has locked are held back, and no others (`locked.py`). Repeated transaction ids are found
-out here, by the primary key: the stored answer is returned.
+out here, by the primary key: the stored answer is returned, also while PostgreSQL can only be read.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from features.activity import Cursor, free_customers, load_rows
 from features.definitions import CUSTOMER_ACTIVITY
 from features.writes import write_leases, write_through
 from mlserve.api.admission import step_aside
+from mlserve.cache.breaker import State
 from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.wiring import engine
@@ -45,6 +46,8 @@ MOST_PER_COMMIT = 200
 """Reached, a commit takes in nobody else; what one request brings is not divided."""
 MAX_LOCKS_IN_A_ROW = 2
 """Groups that wait for a lock; then it is on all of them, a whole table perhaps, and writes have to wait."""
+LOOKS_AGAIN_AFTER_S = 1.0
+"""Where a look for earlier decisions failed: each of them may take as long as a read may."""
 WAIT_S = 5.0
 """Longest wait of a request for its commit; after that the client may ask again under the same id."""
 Unavailable = (DatabaseError, InterfaceError)
@@ -222,6 +225,7 @@ class _Writer:
         self._monotonic = engine().clock.monotonic
         self._breaker = engine().l3_write_breaker
         self._why = ""
+        self._looks_from = 0.0
 
     @property
     def wait_s(self) -> float | None:
@@ -238,7 +242,7 @@ class _Writer:
 
     def give_up(self) -> None:
         """Finishes what is held back."""
-        _spool_all(self.locked.give_up())
+        self._keep(self.locked.give_up())
 
     def _without_locked(self, batch: Sequence[_Waiting]) -> list[_Waiting]:
         ready, tired = self.locked.split(batch, now=self._monotonic())
@@ -246,12 +250,12 @@ class _Writer:
             free = self._free(self.locked.customers) if self._breaker.allow() else set()
             freed, more = self.locked.release(free, now=self._monotonic())
             ready, tired = freed + ready, more + tired
-        _spool_all(tired)
+        self._keep(tired)
         return ready
 
     def _store(self, waiting: Sequence[_Waiting]) -> None:
         if not self._breaker.allow():
-            _spool_all(waiting)
+            self._keep(waiting)
             return
         waiting = _without_spooled(waiting)
         match self._try(waiting) if waiting else None:
@@ -273,7 +277,7 @@ class _Writer:
                 return failure
             _log.warning("journal_spools", why=str(failure), sqlstate=sqlstate_of(error), decisions=len(waiting))
             note_failed_write(failure)
-            _spool_all(waiting)
+            self._keep(waiting)
             return None
         self._breaker.success()
         for each, outcome in zip(waiting, outcomes, strict=True):
@@ -294,7 +298,7 @@ class _Writer:
         in_vain = 0
         for group in groups:
             if not self._breaker.allow():
-                _spool_all(group)
+                self._keep(group)
                 continue
             match self._try(group):
                 case Failure.CONTENTION:
@@ -309,8 +313,31 @@ class _Writer:
                 case None:
                     in_vain = 0
 
+    def _keep(self, waiting: Sequence[_Waiting]) -> None:
+        """In the spool, but for those that were decided before, as far as PostgreSQL can be read: they are answered."""
+        earlier = self._decided_before(waiting) if waiting else {}
+        new = [each for each in waiting if each.entry.transaction.id not in earlier]
+        for each in waiting:
+            if known := earlier.get(each.entry.transaction.id):
+                each.finish(_compare(each.entry, known))
+        for each, outcome in zip(new, _spool([each.entry for each in new]), strict=True):
+            each.finish(outcome)
+
+    def _decided_before(self, waiting: Sequence[_Waiting]) -> dict[str, tuple[bytes, bytes]]:
+        now = self._monotonic()
+        if now < self._looks_from or engine().l3_breaker.state is not State.CLOSED:
+            return {}
+        try:
+            with session_of(Kind.REQUEST), connection.cursor() as cursor:
+                return _stored(cursor, [each.entry for each in waiting])
+        except Unavailable as error:
+            connection.close()
+            _log.warning("journal_cannot_look", sqlstate=sqlstate_of(error), decisions=len(waiting))
+            self._looks_from = now + LOOKS_AGAIN_AFTER_S
+            return {}
+
     def _hold(self, waiting: Sequence[_Waiting]) -> None:
-        _spool_all(self.locked.hold(waiting, now=self._monotonic()))
+        self._keep(self.locked.hold(waiting, now=self._monotonic()))
 
     def _free(self, customers: Collection[str]) -> set[str]:
         """Those that nobody holds at this moment; none if PostgreSQL does not say."""
@@ -331,12 +358,6 @@ def note_failed_write(failure: Failure) -> None:
         cache.l3_write_breaker.failure(timed_out=certain)
         if failure in (Failure.UNAVAILABLE, Failure.TIMEOUT):  # reads as well, as far as anybody knows: they are probed
             cache.l3_breaker.failure(timed_out=certain)
-
-
-def _spool_all(waiting: Sequence[_Waiting]) -> None:
-    if waiting:
-        for each, outcome in zip(waiting, _spool([each.entry for each in waiting]), strict=True):
-            each.finish(outcome)
 
 
 def _refuse(waiting: _Waiting, *, why: str) -> None:

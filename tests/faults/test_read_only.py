@@ -44,6 +44,23 @@ def test_reads_go_on_and_decisions_wait(world: World) -> None:
     assert Decision.objects.filter(pk__in=[answer.body["transaction_id"] for answer in answers]).count() == 5
 
 
+def test_a_repetition_gets_the_stored_answer(world: World) -> None:
+    """It was decided before PostgreSQL took no more writes; other contents under that id are a conflict, as ever."""
+    body = world.request()
+    before = world.client.post("/v1/scores", body, content_type="application/json")
+    with server_default("default_transaction_read_only", "on"):
+        for _ in range(3):  # before the breaker has opened, and after
+            again = world.client.post("/v1/scores", body, content_type="application/json")
+            assert (again.status_code, again.headers["Idempotent-Replayed"]) == (200, "true")
+            assert again.json() == before.json()
+        other = world.client.post("/v1/scores", {**body, "amount": 1.0}, content_type="application/json")
+        assert (other.status_code, other.json()["code"]) == (422, "transaction_conflict")
+        assert world.score().body["degraded_reasons"] == [SPOOLED]
+        assert len(spool.pending_files()) == 1
+    until(lambda: engine().l3_write_breaker.state is State.CLOSED)
+    until(lambda: deliver_spooled() == 0 and not spool.pending_files())
+
+
 def test_labels_are_refused_for_later(read_only: World) -> None:
     """503 with Retry-After: nothing was stored, and the same again may go well."""
     body = json.dumps({"labels": [{"transaction_id": "ledger-1", "is_fraud": True}]})
