@@ -212,7 +212,7 @@ ABLATIONS: dict[str, Ablation] = {
             "if held ~= ARGV[1] then return {0, held} end",
             "if ARGV[1] == '?' then return {0, held} end",
         ),
-        ("lossy_kill",),
+        ("old_file",),
     ),
     "atomic_batch": Ablation("invalidations and watermark are one step", "run", _tear_batches_apart, ("relay_kill",)),
     "gap_flush": Ablation("a gap empties the process's memory", "run", _flush_nothing_at_a_gap, ("flushall_unheard",)),

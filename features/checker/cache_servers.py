@@ -37,6 +37,7 @@ class Node:
         self.client: Any = redis.Redis(
             LOOPBACK, process.port, password=password, decode_responses=True, socket_timeout=_ANSWER_S
         )
+        self.raw_client: Any = redis.Redis(LOOPBACK, process.port, password=password, socket_timeout=_ANSWER_S)
 
     def info(self, section: str) -> dict[str, Any]:
         """Empty if it does not answer."""
@@ -103,6 +104,7 @@ class CacheServers:
         for node in [*self.sentinels, *self.servers]:
             node.process.kill()
             node.client.close()
+            node.raw_client.close()
         self._proxy_thread.close()
 
     # --- who is who ---

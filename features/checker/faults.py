@@ -8,6 +8,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import psycopg
 import redis
@@ -201,6 +202,18 @@ class Nemesis:
                 self._stand.signal(pid, signal.SIGCONT)
         return frozen and flushed
 
+    def _old_file(self, planned: Planned) -> bool:
+        """Within no time: nobody sees it away, and the relays go on from a history that is gone."""
+        client = self._stand.cache.primary().raw_client
+        kept = _everything(client)
+        self._stand.pause(0.2 + 0.5 * planned.share)
+        pipeline = client.pipeline(transaction=True)
+        pipeline.flushdb()
+        for name, (value, life_ms) in kept.items():
+            pipeline.restore(name, life_ms, value)
+        pipeline.execute()
+        return bool(kept)
+
     def _evict(self, planned: Planned) -> bool:
         """As under pressure of memory: whatever is there goes again and again, tombstones too."""
         client = self._stand.cache.primary().client
@@ -231,6 +244,17 @@ class Nemesis:
         self._stand.pause(planned.share)
         postgres.up(("postgres",))
         return _started_at(url) != started
+
+
+def _everything(client: Any) -> dict[bytes, tuple[bytes, int]]:
+    """All that the server has at one moment: value and remaining life (ms, 0: for ever) by key."""
+    names = sorted(client.scan_iter(count=1000))
+    pipeline = client.pipeline(transaction=True)
+    for name in names:
+        pipeline.dump(name).pttl(name)
+    answers = pipeline.execute()
+    found = zip(names, answers[::2], answers[1::2], strict=True)
+    return {name: (value, max(0, life_ms)) for name, value, life_ms in found if value is not None}
 
 
 def _offset(info: dict[str, object]) -> int:

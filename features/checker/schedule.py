@@ -19,6 +19,7 @@ FAULTS: dict[str, str] = {
     "slow_link": "each message to and from the cache takes up to 30 ms longer, for up to 2 s",
     "flushall": "FLUSHALL",
     "flushall_unheard": "FLUSHALL while the relays are frozen, up to 0.45 s; nobody tells what was written meanwhile",
+    "old_file": "the cache is again what it was up to 0.7 s ago, as after a restart from an old file",
     "evict": "records of the cache go, a third every 0.1 s, for up to 3 s",
     "clock": "a process that serves is replaced by one whose clock is up to 50 ms off",
     "long_transaction": "a transaction that has written stays open for up to 4 s",
