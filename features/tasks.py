@@ -3,6 +3,8 @@
 from celery import shared_task
 from django.utils import timezone
 
+from features.catch_up import catch_up as catch_up_with_ledger
+from features.catch_up import overdue_embeddings
 from features.definitions import (
     CUSTOMER_EMBEDDING,
     CUSTOMER_PROFILE,
@@ -16,6 +18,9 @@ from features.inspection.run import inspect
 from features.journal_partitions import keep_up
 from features.refresh import build
 from mlserve.cache.clock import SystemClock
+
+MOST_S_OF_CATCHING_UP = 15.0
+"""The queue has other work; what is left is taken up by the next run."""
 
 
 @shared_task(name="features.rebuild_merchant_risk", ignore_result=True, soft_time_limit=300, time_limit=330)
@@ -34,6 +39,17 @@ def rebuild_profiles() -> None:
 def build_embeddings() -> None:
     now = timezone.now()
     build([CUSTOMER_EMBEDDING.name, MERCHANT_EMBEDDING.name], as_of=now, now=now)
+
+
+@shared_task(name="features.catch_up", ignore_result=True, max_retries=0, soft_time_limit=45, time_limit=55)
+def catch_up() -> None:
+    catch_up_with_ledger(now=timezone.now(), most_s=MOST_S_OF_CATCHING_UP)
+
+
+@shared_task(name="features.rebuild_outdated_embeddings", ignore_result=True, soft_time_limit=540, time_limit=600)
+def rebuild_outdated_embeddings() -> None:
+    if overdue_embeddings(now=timezone.now()):
+        build_embeddings()
 
 
 @shared_task(name="features.flush_write_behind", ignore_result=True, max_retries=0, soft_time_limit=20, time_limit=30)
