@@ -39,6 +39,7 @@ from features.ledger import Ledger, Names, microseconds, read_ledger
 from features.progress import Progress, silent
 from features.writes import Invalidated, write_around
 from mlserve.cache.keys import Key
+from mlserve.postgres.one_at_a_time import WAIT_S, one_at_a_time
 from mlserve.postgres.retries import retry_contention
 
 ACTIVITY_CHUNK = 200
@@ -68,6 +69,18 @@ class Written:
     inserted: list[str]
 
 
+def build_alone(
+    groups: Collection[str], *, now: datetime, wait_s: float = WAIT_S, progress: Progress = silent
+) -> BuildReport:
+    """`build` as of now, one at a time in a database: for commands and tasks.
+
+    What they build is what serves, so no other moment can be given. Raises AlreadyRunning, which says who builds and
+    since when, if that takes longer than `wait_s`; else as `build` and `one_at_a_time` do.
+    """
+    with one_at_a_time("build", wait_s=wait_s):
+        return build(groups, as_of=now, now=now, progress=progress)
+
+
 def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: Progress = silent) -> BuildReport:
     """Computes `groups` from the transactions that occurred at `as_of` or before; `now` becomes the rows' as_of.
 
@@ -75,8 +88,9 @@ def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: 
     training: profiles and embeddings hold no transaction of the same day.
 
     Builds of one group wait for each other. Idempotent. Rows of entities that the ledger up to there does not know
-    stay as they are; soft-deleted rows of entities that it knows come back to life. An `as_of` before `now` is a view
-    of the past: what a customer did later leaves the activity row until that customer's next transaction. With `as_of`
+    stay as they are, unless the ledger has lost them since it was last read; soft-deleted rows of entities that it
+    knows come back to life. An `as_of` before `now` is a view of the past, for tests and comparisons and never for what
+    serves: what a customer did later leaves the activity row until that customer's next transaction. With `as_of`
     at `now` no recorded transaction is ever left out of it, also none recorded meanwhile. Raises ValueError for
     groups that are unknown or do not follow from the ledger. Not for use within a database transaction: copies are
     dropped after the commit. Who asks for one side's embeddings gets both (`_in_build_order`).
