@@ -1,8 +1,9 @@
 """Which features are behind the ledger, as the ledger's own triggers have written it down (migration 0013).
 
-Lines are only ever added by those who change the ledger, and only ever removed by who derives the row anew: *first* the
-lines go and *then*, in a later statement of the same database transaction, the ledger is read. At READ COMMITTED that
-statement sees every change whose line was removed. A change that commits later brings a line of its own.
+Lines are added by those who change the ledger, and removed by who derives the row anew: *first* the lines go and
+*then*, in a later statement of the same database transaction, the ledger is read. At READ COMMITTED that statement sees
+every change whose line was removed. A line that a transaction under way relies on is locked by it, and left alone: its entity
+stays flagged until that transaction has ended, and nobody waits for it.
 """
 
 from collections.abc import Collection, Sequence
@@ -42,7 +43,7 @@ def waiting() -> list[Waiting]:
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """`last` is None where nothing was left; `entity_ids` are fewer than were left where others take some as well."""
+    """`last` is None where nothing was left; `entity_ids` are without those whose lines others hold."""
 
     entity_ids: list[str]
     last: str | None
@@ -65,15 +66,16 @@ def publish(behind: Collection[Waiting], *, now: datetime) -> None:
 
 
 def settle(group: str, entity_ids: Sequence[str]) -> None:
-    """The lines of these entities go. Before the statement that reads the ledger."""
+    """The lines of these entities go, but for those that others hold. Before the statement that reads the ledger."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            'DELETE FROM features_outdatedfeature WHERE "group" = %s AND entity_id = ANY(%s)', (group, list(entity_ids))
-        )
+        cursor.execute(_SETTLE, (group, list(entity_ids)))
 
 
 def settle_groups(groups: Collection[str]) -> dict[str, set[str]]:
-    """The lines of all entities of these groups go; which entities they were. Before the ledger is read."""
+    """The lines of all entities of these groups go, but for those that others hold; which entities they were.
+
+    Before the statement that reads the ledger.
+    """
     with connection.cursor() as cursor:
         cursor.execute(_SETTLE_GROUPS, (sorted(groups),))
         found = cursor.fetchall()
@@ -97,15 +99,27 @@ _TAKE = """
 WITH chosen AS MATERIALIZED (
     SELECT DISTINCT entity_id FROM features_outdatedfeature
     WHERE "group" = %(group)s AND entity_id > %(after)s ORDER BY entity_id LIMIT %(most)s
+), free AS MATERIALIZED (
+    SELECT line.id FROM features_outdatedfeature AS line JOIN chosen USING (entity_id)
+    WHERE line."group" = %(group)s
+    FOR UPDATE OF line SKIP LOCKED
 ), gone AS (
-    DELETE FROM features_outdatedfeature AS line USING chosen
-    WHERE line."group" = %(group)s AND line.entity_id = chosen.entity_id
-    RETURNING line.entity_id
+    DELETE FROM features_outdatedfeature AS line USING free WHERE line.id = free.id RETURNING line.entity_id
 )
 SELECT (SELECT max(entity_id) FROM chosen), (SELECT coalesce(array_agg(DISTINCT entity_id), '{}') FROM gone)
 """
+_SETTLE = """
+WITH free AS MATERIALIZED (
+    SELECT id FROM features_outdatedfeature WHERE "group" = %s AND entity_id = ANY(%s) FOR UPDATE SKIP LOCKED
+)
+DELETE FROM features_outdatedfeature AS line USING free WHERE line.id = free.id
+"""
 _SETTLE_GROUPS = """
-WITH gone AS (DELETE FROM features_outdatedfeature WHERE "group" = ANY(%s) RETURNING "group", entity_id)
+WITH free AS MATERIALIZED (
+    SELECT id FROM features_outdatedfeature WHERE "group" = ANY(%s) FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM features_outdatedfeature AS line USING free WHERE line.id = free.id RETURNING "group", entity_id
+)
 SELECT DISTINCT "group", entity_id FROM gone
 """
 _RETIRE = """

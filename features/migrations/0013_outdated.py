@@ -2,8 +2,11 @@
 
 Statement triggers with transition tables write the lines, in the writer's own transaction: a change of the ledger and
 its lines are committed together or not at all. A line says that a group of an entity is behind the ledger. It stays
-until the row was derived anew (`features/catch_up.py`, or a build), and until then reads say `stale`. Lines are only
-ever added here, never looked for or changed: writers of the ledger do not wait for one another on their account.
+until the row was derived anew (`features/catch_up.py`, or a build), and until then reads say `stale`.
+
+Writers of the ledger do not wait for one another, nor for a worker, on account of lines. One that is there already does
+for this change as well, if nobody removes it before this transaction has ended: so it is locked against that, or, if
+somebody is just about to remove it, another one is added.
 
 The same transaction tells the journal, with numbers above those of the rows: so copies in the cache go as they would
 after a change of the rows, and the next reader asks the source, which knows of the line.
@@ -32,21 +35,27 @@ BEGIN
                bool_or(occurred_at <= now() - interval '168 hours'
                        AND occurred_at > now() - interval '889 hours') AS in_windows
         FROM changed GROUP BY merchant_id
+    ), behind AS MATERIALIZED (
+        SELECT 'customer_activity' AS "group", id AS entity_id FROM customers
+        UNION ALL SELECT 'customer_profile', id FROM customers WHERE past
+        UNION ALL SELECT 'customer_embedding', id FROM customers WHERE past
+        UNION ALL SELECT 'merchant_profile', id FROM merchants WHERE past
+        UNION ALL SELECT 'merchant_embedding', id FROM merchants WHERE past
+        UNION ALL SELECT 'merchant_risk', id FROM merchants WHERE in_windows
+    ), waiting AS MATERIALIZED (
+        SELECT line."group", line.entity_id FROM behind
+        JOIN features_outdatedfeature AS line ON (line."group", line.entity_id) = (behind."group", behind.entity_id)
+        FOR KEY SHARE OF line SKIP LOCKED
     ), lines AS (
         INSERT INTO features_outdatedfeature ("group", entity_id, at)
-        SELECT line."group", line.entity_id, now() FROM (
-            SELECT 'customer_activity' AS "group", id AS entity_id FROM customers
-            UNION ALL SELECT 'customer_profile', id FROM customers WHERE past
-            UNION ALL SELECT 'customer_embedding', id FROM customers WHERE past
-            UNION ALL SELECT 'merchant_profile', id FROM merchants WHERE past
-            UNION ALL SELECT 'merchant_embedding', id FROM merchants WHERE past
-            UNION ALL SELECT 'merchant_risk', id FROM merchants WHERE in_windows
-        ) AS line
-        RETURNING "group", entity_id
+        SELECT "group", entity_id, now() FROM behind
+        WHERE NOT EXISTS (
+            SELECT FROM waiting WHERE (waiting."group", waiting.entity_id) = (behind."group", behind.entity_id)
+        )
     )
     INSERT INTO features_journal ("group", entity_ids, versions)
     SELECT counted."group", array_agg(counted.entity_id), array_agg(nextval('features_version_seq'))
-    FROM (SELECT "group", entity_id, (row_number() OVER () - 1) / 32 AS pack FROM lines) AS counted
+    FROM (SELECT "group", entity_id, (row_number() OVER () - 1) / 32 AS pack FROM behind) AS counted
     GROUP BY counted."group", counted.pack;
     RETURN NULL;
 END

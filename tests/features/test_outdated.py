@@ -209,21 +209,34 @@ def test_one_statement_writes_one_line_for_a_group_of_an_entity(now: datetime) -
     _by_hand(_INSERT, now - 3 * DAY)
     assert OutdatedFeature.objects.count() == 5  # no merchant risk: its windows end seven days before
     _by_hand("UPDATE features_transaction SET amount = amount")
+    _by_hand("UPDATE features_transaction SET amount = 7 WHERE id LIKE 'by-hand-%%'")
     assert OutdatedFeature.objects.count() == 5
 
 
 def test_what_commits_after_the_worker_has_looked_waits_for_its_next_visit(now: datetime) -> None:
-    """And an import that is under way makes nobody wait."""
+    """An import that is under way makes nobody wait: the line that it relies on is left until it has ended."""
     _by_hand(_INSERT, now - 3 * DAY)
     with second_session() as other:
         other.execute("INSERT INTO features_transaction (id, occurred_at, customer_id, merchant_id, amount) "
                       "VALUES ('late', now() - interval '2 days', 'c1', 'm1', 7)")  # fmt: skip
         catch_up(now=now)
-        assert ("customer_activity", "c1") not in _behind()
+        build(BUILT_GROUPS, as_of=now, now=now)
+        assert ("customer_activity", "c1") in _behind()
         other.commit()
     assert ("customer_activity", "c1") in _behind()
     catch_up(now=now)
+    assert ("customer_activity", "c1") not in _behind()
     assert 7.0 in FeatureRow.objects.get(group="customer_activity", entity_id="c1").values
+
+
+def test_a_change_beside_the_worker_brings_a_line_of_its_own(now: datetime) -> None:
+    """Where the worker has removed the old one and not committed: it may have read the ledger already."""
+    _by_hand(_INSERT, now - 3 * DAY)
+    with second_session() as worker:
+        worker.execute("DELETE FROM features_outdatedfeature")
+        _by_hand("UPDATE features_transaction SET amount = 7 WHERE id = 'by-hand-1'")
+        worker.commit()
+    assert ("customer_activity", "c1") in _behind()
 
 
 def test_what_is_rolled_back_leaves_nothing(now: datetime) -> None:
