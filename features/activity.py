@@ -23,6 +23,8 @@ class StoredRow(msgspec.Struct, frozen=True, gc=False):
     """One row of L3. `as_of` in seconds since 1970; a soft-deleted row comes with `deleted` and its last values.
 
     `inserted`: there was no row before, not even a deleted one; only said of rows that were just written.
+    `outdated_since`: when the ledger changed first of what has not come into the row yet; 0 if all of it has. Only said
+    of rows that were just read.
     """
 
     group: str
@@ -32,6 +34,7 @@ class StoredRow(msgspec.Struct, frozen=True, gc=False):
     as_of: float
     deleted: bool = False
     inserted: bool = False
+    outdated_since: float = 0.0
 
 
 class LoadedRows(msgspec.Struct, frozen=True, gc=False):
@@ -55,8 +58,8 @@ def load_rows(cursor: Cursor, keys: Sequence[tuple[str, str]]) -> LoadedRows:
     found = cursor.fetchall()
     return LoadedRows(
         rows=tuple(
-            StoredRow(group, entity_id, tuple(values), version, as_of, deleted)
-            for _, group, entity_id, values, version, as_of, deleted in found
+            StoredRow(group, entity_id, tuple(values), version, as_of, deleted, outdated_since=outdated_since)
+            for _, group, entity_id, values, version, as_of, deleted, outdated_since in found
             if group is not None
         ),
         read_at=found[0][0],
@@ -71,6 +74,14 @@ def lock_customers(cursor: Cursor, customer_ids: Iterable[str]) -> None:
     """
     # In the order of the numbers, for every caller the same: no two can wait for each other.
     cursor.execute(_LOCK, (sorted({_lock_number(customer_id) for customer_id in customer_ids}),))
+
+
+def lock_customers_to_record(cursor: Cursor, customer_ids: Iterable[str]) -> None:
+    """`lock_customers`, and what this database transaction adds to the ledger leaves no feature behind it.
+
+    Only for who writes the customers' activity in the same transaction: the ledger's trigger obeys (migration 0013).
+    """
+    cursor.execute(_LOCK_TO_RECORD, (sorted({_lock_number(customer_id) for customer_id in customer_ids}),))
 
 
 def free_customers(cursor: Cursor, customer_ids: Iterable[str]) -> set[str]:
@@ -117,6 +128,13 @@ def _lock_number(customer_id: str) -> int:
 
 _LOCK = "SELECT pg_advisory_xact_lock(number) FROM unnest(%s::bigint[]) AS number"
 
+_LOCK_TO_RECORD = """
+SELECT pg_advisory_xact_lock(number)
+FROM (SELECT set_config('mlserve.activity_follows', 'on', true) AS said OFFSET 0) AS setting
+CROSS JOIN unnest(%s::bigint[]) AS number
+WHERE setting.said = 'on'
+"""
+
 _TRY_LOCKS = """
 SELECT customer_id FROM unnest(%s::text[], %s::bigint[]) AS wanted (customer_id, number)
 WHERE pg_try_advisory_xact_lock(number)
@@ -134,7 +152,10 @@ WHERE "group" = '{CUSTOMER_ACTIVITY.name}' AND entity_id = ANY(%(ids)s)
 # statement_timestamp() is taken before the statement's snapshot. The left join returns it also without any row.
 _LOAD = """
 SELECT extract(epoch FROM asked.at)::float8, stored."group", stored.entity_id, stored."values", stored.version,
-       extract(epoch FROM stored.as_of)::float8, stored.deleted_at IS NOT NULL
+       extract(epoch FROM stored.as_of)::float8, stored.deleted_at IS NOT NULL, coalesce((
+           SELECT extract(epoch FROM min(line.at))::float8 FROM features_outdatedfeature AS line
+           WHERE line."group" = stored."group" AND line.entity_id = stored.entity_id
+       ), 0)
 FROM (SELECT statement_timestamp() AS at) AS asked
 LEFT JOIN (
     unnest(%s::text[], %s::text[]) AS key ("group", entity_id)

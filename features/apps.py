@@ -18,6 +18,7 @@ class FeaturesConfig(AppConfig):
         register("policies", diagnosis.diagnose_policies)
         register("policies copy", diagnosis.diagnose_policies_copy)
         register("features", diagnosis.diagnose_features)
+        register("ledger", diagnosis.diagnose_ledger)
         register("relay", diagnosis.diagnose_relay)
         register("guards", diagnosis.diagnose_guards)
         import_module("features.checks")

@@ -1,14 +1,15 @@
 """What the doctor says of the TTL policies, of the features' age, of the relay and of the database's own guards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from django.db.models import Max, Min
 from django.utils import timezone
 
 from features.definitions import EMBEDDING_BUILD, EMBEDDINGS, GROUPS
-from features.guards import TRIGGERS, broken_guards
+from features.guards import LEDGER_TRIGGERS, TRIGGERS, broken_guards
 from features.models import FeatureRow, PolicyRevision, TtlPolicy
+from features.outdated import EMBEDDINGS_EVERY, Waiting, waiting
 from features.policies import is_proven, nonsense, policies_copy, rows_of
 from mlserve.local_copy import Unusable, moment
 from mlserve.platform.diagnosis import Finding, Level
@@ -16,6 +17,8 @@ from mlserve.platform.proof import read_proof, why_unproven
 
 RELAY_LATE_S = 1.0
 """Twenty ticks."""
+CATCHING_UP_LATE_S = 60.0
+"""The task runs every five seconds; a large import may take it longer, and then this says so."""
 
 
 def diagnose_policies() -> Iterator[Finding]:
@@ -120,6 +123,29 @@ def diagnose_relay() -> Iterator[Finding]:
         yield _finding("relay", Level.WARN if problem else Level.OK, detail, fix if problem else "")
 
 
+def diagnose_ledger() -> Iterator[Finding]:
+    """Features that are behind the ledger are served flagged, and a worker derives them anew within seconds."""
+    now, behind = timezone.now(), waiting()
+    if not behind:
+        yield _finding("ledger", Level.OK, "no feature is behind it")
+        return
+    embeddings = [of for of in behind if of.group in EMBEDDINGS]
+    others = [of for of in behind if of.group not in EMBEDDINGS]
+    if others:
+        level = Level.WARN if any(_age_s(of.since, now) > CATCHING_UP_LATE_S for of in others) else Level.OK
+        fix = "keep a worker and beat running, or run `manage.py build_features`" if level is Level.WARN else ""
+        yield _finding("ledger", level, f"behind it, so flagged stale: {_in_words(others, now)}", fix)
+    if embeddings:
+        late = any(_age_s(of.since, now) > 2 * EMBEDDINGS_EVERY.total_seconds() for of in embeddings)
+        fix = f"run `manage.py build_features --groups {','.join(EMBEDDINGS)}`" if late else ""
+        detail = f"behind it until their next build, so flagged stale: {_in_words(embeddings, now)}"
+        yield _finding("ledger", Level.WARN if late else Level.OK, detail, fix)
+
+
+def _in_words(behind: Sequence[Waiting], now: datetime) -> str:
+    return ", ".join(f"{of.group} of {of.entities:,} entities for {_age_s(of.since, now):,.0f} s" for of in behind)
+
+
 def diagnose_guards() -> Iterator[Finding]:
     """Triggers, sequence and commits of feature rows: without them changes escape the cache."""
     broken = broken_guards()
@@ -127,7 +153,8 @@ def diagnose_guards() -> Iterator[Finding]:
         yield _finding("guards", Level.FAIL, guard.problem, guard.fix)
     if not broken:
         detail = (
-            f"{len(TRIGGERS)} triggers of the feature rows fire always, versions only grow, commits are synchronous"
+            f"{len(TRIGGERS)} triggers of the feature rows and {len(LEDGER_TRIGGERS)} of the ledger fire always, "
+            "versions only grow, commits are synchronous"
         )
         yield _finding("guards", Level.OK, detail)
 

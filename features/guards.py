@@ -4,6 +4,7 @@ Versions and journal are the work of triggers (`migrations/0002_versions.py`, `0
 switch them off, and whatever is written meanwhile is seen by nobody (FRESHNESS, sections 2 and 12).
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from django.db import connection
@@ -21,11 +22,20 @@ TRIGGERS = {
     "features_raise_epochs": "0005_journal",
 }
 """On the table, with the migration that makes each. A trigger of this name that does something else is not noticed."""
+LEDGER_TABLE = "features_transaction"
+LEDGER_TRIGGERS = {
+    "features_note_insert": "0013_outdated",
+    "features_note_update": "0013_outdated",
+    "features_note_delete": "0013_outdated",
+    "features_note_truncate": "0013_outdated",
+}
+"""On the ledger: they say whose features are behind a change of it."""
 _ALWAYS = "A"
 _STATES = {"O": "not for changes that arrive by replication", "R": "for changes that arrive by replication only"}
 _VOID = (
     "then UPDATE features_cachepartition SET epoch = epoch + 1: what was written meanwhile nobody has told the cache"
 )
+_BEHIND = "then run `manage.py build_features`: what changed in the ledger meanwhile is in no feature, and not flagged"
 _ASYNCHRONOUS = """
 SELECT coalesce('role ' || quote_ident(role.rolname), 'every role') FROM pg_db_role_setting AS setting
 LEFT JOIN pg_roles AS role ON role.oid = setting.setrole
@@ -48,21 +58,26 @@ def broken_guards() -> list[Broken]:
     with connection.cursor() as cursor:
         if _one(cursor, "SELECT to_regclass(%s)", TABLE) is None:
             return []
-        return [*_of_triggers(cursor), *_of_sequence(cursor), *_of_commits(cursor)]
+        return [
+            *_of_triggers(cursor, TABLE, TRIGGERS, then=_VOID),
+            *_of_triggers(cursor, LEDGER_TABLE, LEDGER_TRIGGERS, then=_BEHIND),
+            *_of_sequence(cursor),
+            *_of_commits(cursor),
+        ]
 
 
-def _of_triggers(cursor: CursorWrapper) -> list[Broken]:
-    cursor.execute("SELECT tgname, tgenabled FROM pg_trigger WHERE tgrelid = %s::regclass", [TABLE])
+def _of_triggers(cursor: CursorWrapper, table: str, triggers: Mapping[str, str], *, then: str) -> list[Broken]:
+    cursor.execute("SELECT tgname, tgenabled FROM pg_trigger WHERE tgrelid = to_regclass(%s)", [table])
     states = dict(cursor.fetchall())
     broken = []
-    for name, migration in TRIGGERS.items():
+    for name, migration in triggers.items():
         state = states.get(name)
         if state is None:
-            fix = f"run the CREATE TRIGGER and ENABLE ALWAYS of features/migrations/{migration}.py; {_VOID}"
+            fix = f"run the CREATE TRIGGER and ENABLE ALWAYS of features/migrations/{migration}.py; {then}"
             broken.append(Broken(f"the trigger {name} is not there", fix))
         elif state != _ALWAYS:
             how = _STATES.get(state, "never")
-            fix = f"ALTER TABLE {TABLE} ENABLE ALWAYS TRIGGER {name}; {_VOID}"
+            fix = f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}; {then}"
             broken.append(Broken(f"the trigger {name} fires {how}", fix))
     return broken
 

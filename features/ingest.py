@@ -2,7 +2,8 @@
 
 Most transactions are the newest of their customer, and then the list that is stored only has to be continued: that
 takes less than deriving it from the ledger anew, which is left for all other cases. The statement tells them apart by
-itself: a list may be continued if it holds as many transactions as the ledger has in its window.
+itself: a list may be continued if it holds as many transactions as the ledger has in its window, and nobody has changed
+the ledger since without it.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 import psycopg
 
-from features.activity import ACTIVITY_MOST_KEPT, StoredRow, lock_customers, update_activity
+from features.activity import ACTIVITY_MOST_KEPT, StoredRow, lock_customers_to_record, update_activity
 from features.definitions import ACTIVITY_KEPT_DAYS, CUSTOMER_ACTIVITY
 from features.existence import announce
 from mlserve.cache.entry import Entry
@@ -47,7 +48,7 @@ class Recording:
         self._transactions = transactions
         self._now = now
         self._cursor = psycopg.Cursor(session)
-        lock_customers(self._cursor, {transaction.customer_id for transaction in transactions})
+        lock_customers_to_record(self._cursor, {transaction.customer_id for transaction in transactions})
         self._answer = psycopg.Cursor(session)
         self._answer.execute(_RECORD, {"rows": msgspec.json.encode(transactions), "now": now}, binary=True)
 
@@ -145,6 +146,10 @@ WITH added AS (
             SELECT count(*) FROM features_transaction AS ledger
             WHERE ledger.customer_id = arrived.customer_id
                 AND ledger.occurred_at >= to_timestamp(was.newest) - interval '{ACTIVITY_KEPT_DAYS * 24} hours'
+        )
+        AND NOT EXISTS (
+            SELECT FROM features_outdatedfeature AS line
+            WHERE line."group" = '{CUSTOMER_ACTIVITY.name}' AND line.entity_id = arrived.customer_id
         )
 ), written AS (
     UPDATE features_featurerow AS stored

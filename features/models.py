@@ -75,6 +75,24 @@ class FeatureRow(models.Model):
         return f"{self.group} of {self.entity_id}"
 
 
+class OutdatedFeature(models.Model):
+    """The ledger has changed since this group of this entity was derived from it; written by triggers of the ledger.
+
+    An entity may have many lines. Reads of it are flagged until they are gone (`catch_up.py`).
+    """
+
+    group = models.TextField()
+    entity_id = models.TextField()
+    at = models.DateTimeField()
+    """When the transaction began that changed the ledger: up to then the row was true."""
+
+    class Meta:
+        indexes = (models.Index(fields=["group", "entity_id"], include=["at"], name="outdated_feature"),)
+
+    def __str__(self) -> str:
+        return f"{self.group} of {self.entity_id}"
+
+
 class FlushedBatch(models.Model):
     """A batch of a group that is written behind is in its rows already. Kept for a day (`flush.py`)."""
 

@@ -10,7 +10,7 @@ their copies, which expire by their own `as_of` as if there had been no build.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -18,8 +18,8 @@ from hashlib import blake2b
 
 from django.db import connection, transaction
 
-from features import compute
-from features.activity import StoredRow, load_rows, lock_customers, update_activity
+from features import compute, outdated
+from features.activity import Cursor, StoredRow, load_rows, lock_customers, update_activity
 from features.compute import Floats
 from features.cutoffs import cutoff_us
 from features.definitions import (
@@ -39,6 +39,7 @@ from features.ledger import Ledger, Names, microseconds, read_ledger
 from features.progress import Progress, silent
 from features.writes import Invalidated, write_around
 from mlserve.cache.keys import Key
+from mlserve.postgres.one_at_a_time import WAIT_S, one_at_a_time
 from mlserve.postgres.retries import retry_contention
 
 ACTIVITY_CHUNK = 200
@@ -60,12 +61,24 @@ class BuildReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
+class Written:
     """How many rows were written, the entities whose values are not what they were, and those that had no row."""
 
     rows: int
     changed: list[str]
     inserted: list[str]
+
+
+def build_alone(
+    groups: Collection[str], *, now: datetime, wait_s: float = WAIT_S, progress: Progress = silent
+) -> BuildReport:
+    """`build` as of now, one at a time in a database: for commands and tasks.
+
+    What they build is what serves, so no other moment can be given. Raises AlreadyRunning, which says who builds and
+    since when, if that takes longer than `wait_s`; else as `build` and `one_at_a_time` do.
+    """
+    with one_at_a_time("build", wait_s=wait_s):
+        return build(groups, as_of=now, now=now, progress=progress)
 
 
 def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: Progress = silent) -> BuildReport:
@@ -75,8 +88,9 @@ def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: 
     training: profiles and embeddings hold no transaction of the same day.
 
     Builds of one group wait for each other. Idempotent. Rows of entities that the ledger up to there does not know
-    stay as they are; soft-deleted rows of entities that it knows come back to life. An `as_of` before `now` is a view
-    of the past: what a customer did later leaves the activity row until that customer's next transaction. With `as_of`
+    stay as they are, unless the ledger has lost them since it was last read; soft-deleted rows of entities that it
+    knows come back to life. An `as_of` before `now` is a view of the past, for tests and comparisons and never for what
+    serves: what a customer did later leaves the activity row until that customer's next transaction. With `as_of`
     at `now` no recorded transaction is ever left out of it, also none recorded meanwhile. Raises ValueError for
     groups that are unknown or do not follow from the ledger. Not for use within a database transaction: copies are
     dropped after the commit. Who asks for one side's embeddings gets both (`_in_build_order`).
@@ -85,7 +99,7 @@ def build(groups: Collection[str], *, as_of: datetime, now: datetime, progress: 
     if unknown:
         raise ValueError(f"no groups to build: {', '.join(unknown)}; known are {', '.join(BUILT_GROUPS)}")
     begun = time.perf_counter()
-    written: dict[str, _Written] = {}
+    written: dict[str, Written] = {}
     wanted = _in_build_order(groups)
     if CUSTOMER_ACTIVITY.name in wanted:
         wanted.remove(CUSTOMER_ACTIVITY.name)
@@ -109,7 +123,7 @@ def _in_build_order(groups: Collection[str]) -> list[str]:
     return [group for group in BUILT_GROUPS if group in groups or group in both]
 
 
-def _invalidate(written: Mapping[str, _Written], progress: Progress) -> Invalidated:
+def _invalidate(written: Mapping[str, Written], progress: Progress) -> Invalidated:
     keys = [Key(GROUPS[group].entity, entity_id, group) for group, of in written.items() for entity_id in of.changed]
     if not keys:
         return Invalidated()
@@ -117,7 +131,7 @@ def _invalidate(written: Mapping[str, _Written], progress: Progress) -> Invalida
     return write_around(keys)
 
 
-def _build_activity(as_of: datetime, now: datetime, progress: Progress) -> _Written:
+def _build_activity(as_of: datetime, now: datetime, progress: Progress) -> Written:
     progress(CUSTOMER_ACTIVITY.name, 0.0)
     until = as_of if as_of < now else None
     with connection.cursor() as cursor:
@@ -128,38 +142,47 @@ def _build_activity(as_of: datetime, now: datetime, progress: Progress) -> _Writ
     rows, changed, inserted = 0, [], []
     for start in range(0, len(customers), ACTIVITY_CHUNK):
         chunk = customers[start : start + ACTIVITY_CHUNK]
-        written = retry_contention(partial(_write_activity, chunk, now, until), what="build of customer_activity")
+        written = retry_contention(partial(_write_chunk, chunk, now, until), what="build of customer_activity")
         inserted += written.inserted
         rows += written.rows
         changed += written.changed
         progress(CUSTOMER_ACTIVITY.name, min(1.0, (start + ACTIVITY_CHUNK) / len(customers)))
-    return _Written(rows, changed, inserted)
+    return Written(rows, changed, inserted)
 
 
-def _write_activity(customers: list[str], now: datetime, until: datetime | None) -> _Written:
+def _write_chunk(customers: list[str], now: datetime, until: datetime | None) -> Written:
     with transaction.atomic(), connection.cursor() as cursor:
-        lock_customers(cursor, customers)
-        before = load_rows(cursor, [(CUSTOMER_ACTIVITY.name, customer) for customer in customers]).rows
-        after = update_activity(cursor, customers, now, until=until)
-        new = [row.entity_id for row in after if row.inserted]
-        announce({CUSTOMER_ACTIVITY.entity: new})
-    return _Written(len(after), _changed(before, after), new)
+        if until is None:
+            outdated.settle(CUSTOMER_ACTIVITY.name, customers)
+        return write_activity(cursor, customers, now, until)
 
 
-def _changed(before: Iterable[StoredRow], after: Iterable[StoredRow]) -> list[str]:
+def write_activity(cursor: Cursor, customers: Sequence[str], now: datetime, until: datetime | None = None) -> Written:
+    """In the caller's database transaction. Rows of customers of whom the ledger knows nothing stay as they are."""
+    lock_customers(cursor, customers)
+    before = load_rows(cursor, [(CUSTOMER_ACTIVITY.name, customer) for customer in customers]).rows
+    after = update_activity(cursor, customers, now, until=until)
+    new = [row.entity_id for row in after if row.inserted]
+    announce({CUSTOMER_ACTIVITY.entity: new})
+    return Written(len(after), changed_entities(before, after), new)
+
+
+def changed_entities(before: Iterable[StoredRow], after: Iterable[StoredRow]) -> list[str]:
     held = {row.entity_id: row.values for row in before if not row.deleted}
     return [row.entity_id for row in after if held.get(row.entity_id) != row.values]
 
 
-def _build_computed(groups: list[str], as_of: datetime, now: datetime, progress: Progress) -> dict[str, _Written]:
+def _build_computed(groups: list[str], as_of: datetime, now: datetime, progress: Progress) -> dict[str, Written]:
     # One transaction, so that the locks last from the ledger's snapshot to the write: a build that read earlier
     # cannot overwrite one that read later. At READ COMMITTED it holds no snapshot while numpy works.
     with transaction.atomic():
         _lock_builds(groups)
         progress("read the ledger", 0.0)
+        # A view of the past is not what the ledger says now: it leaves the flags.
+        behind = outdated.settle_groups(groups) if as_of >= now else {}
         ledger = read_ledger(until=as_of)
-        values = _Values(ledger, as_of, progress)
-        written = {group: _write(group, *values.of(group), now) for group in groups}
+        values = GroupValues(ledger, as_of, progress)
+        written = {group: write_rows(group, *values.of(group), now, behind=behind.get(group, ())) for group in groups}
         new: dict[str, set[str]] = {}
         for group, of in written.items():
             new.setdefault(GROUPS[group].entity, set()).update(of.inserted)
@@ -167,7 +190,7 @@ def _build_computed(groups: list[str], as_of: datetime, now: datetime, progress:
     return written
 
 
-class _Values:
+class GroupValues:
     """The values of each group, [entities, values] beside the entities' ids; what two groups share is computed once."""
 
     def __init__(self, ledger: Ledger, as_of: datetime, progress: Progress) -> None:
@@ -185,6 +208,7 @@ class _Values:
         }
 
     def of(self, group: str) -> tuple[Names, Floats]:
+        """The ids, and [entities, values] beside them."""
         self._progress(group, 0.0)
         return self._of[group]()
 
@@ -233,8 +257,12 @@ class _Values:
         return self._embeddings[cutoff]
 
 
-def _write(group: str, entities: Names, values: Floats, now: datetime) -> _Written:
-    """In key order, so that two writers of the table never wait for each other in a circle."""
+def write_rows(group: str, entities: Names, values: Floats, now: datetime, *, behind: Collection[str] = ()) -> Written:
+    """In key order, so that two writers of the table never wait for each other in a circle.
+
+    `behind`: entities that were behind the ledger. Of those that have no values now the ledger knows nothing any more,
+    and their rows go.
+    """
     with connection.cursor() as cursor:
         cursor.execute('CREATE TEMPORARY TABLE features_built (entity_id text, "values" float8[])')
         with cursor.copy('COPY features_built (entity_id, "values") FROM STDIN') as copy:
@@ -245,14 +273,27 @@ def _write(group: str, entities: Names, values: Floats, now: datetime) -> _Writt
         cursor.execute(_UPSERT, (group, now))
         rows, inserted = cursor.fetchone()
         cursor.execute("DROP TABLE features_built")
-    return _Written(rows, [entity_id for entity_id in entities.tolist() if entity_id not in unchanged], inserted)
+    changed = [entity_id for entity_id in entities.tolist() if entity_id not in unchanged]
+    return Written(rows, changed + outdated.retire(group, set(behind) - set(entities.tolist()), now=now), inserted)
+
+
+def build_locks(groups: Iterable[str]) -> list[int]:
+    digests = (blake2b(b"build:" + group.encode(), digest_size=8).digest() for group in groups)
+    return sorted(int.from_bytes(digest, "big", signed=True) for digest in digests)
 
 
 def _lock_builds(groups: Iterable[str]) -> None:
-    digests = (blake2b(b"build:" + group.encode(), digest_size=8).digest() for group in groups)
-    numbers = sorted(int.from_bytes(digest, "big", signed=True) for digest in digests)
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(number) FROM unnest(%s::bigint[]) AS number", (numbers,))
+        cursor.execute(
+            "SELECT pg_advisory_xact_lock(number) FROM unnest(%s::bigint[]) AS number", (build_locks(groups),)
+        )
+
+
+def try_lock_build(group: str) -> bool:
+    """Whether nobody builds the group now, and nobody begins to before the caller's transaction ends."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", build_locks([group]))
+        return bool(cursor.fetchone()[0])
 
 
 # The rows' locks, so that nobody changes a row between this look at it and the upsert; in the upsert's order.

@@ -66,6 +66,9 @@ def read_source(keys: Sequence[Key]) -> dict[Key, Entry]:
     A group that is written through is written in the same database transaction as the ledger, so at the moment of the
     read the source vouches for its row however long ago it last changed: `as_of` is that moment. Others are as old as
     the build or the flush that wrote them. Rows that an earlier release wrote are completed (`FeatureGroup.completed`).
+
+    Where the ledger has changed since without the row, its entry says so, and the source vouches for it no longer than
+    until then.
     """
     with connection.cursor() as cursor:
         loaded = load_rows(cursor, [(key.group, key.id) for key in keys])
@@ -76,7 +79,11 @@ def read_source(keys: Sequence[Key]) -> dict[Key, Entry]:
         if row is None or row.deleted:
             entries[key] = Entry(row.version if row else 0, loaded.read_at, loaded.read_at, None, 0.0, loaded.read_at)
         else:
-            as_of = loaded.read_at if GROUPS[key.group].write == "through" else row.as_of
+            as_of = row.as_of
+            if GROUPS[key.group].write == "through":
+                as_of = max(as_of, row.outdated_since) if row.outdated_since else loaded.read_at
             values = GROUPS[key.group].completed(row.values)
-            entries[key] = Entry(row.version, as_of, loaded.read_at, values, 0.0, loaded.read_at)
+            entries[key] = Entry(
+                row.version, as_of, loaded.read_at, values, 0.0, loaded.read_at, outdated=row.outdated_since > 0
+            )
     return entries

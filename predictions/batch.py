@@ -239,9 +239,10 @@ def _take(
 def _under(outcome: Outcome, max_age_s: float, *, proven: bool) -> Outcome:
     """The outcome by another limit than the tighter one that it was read under.
 
-    What is unproven, or older than what the client has seen, stays flagged.
+    What is unproven, or older than what the client has seen, or behind the ledger, stays flagged.
     """
-    by_age_alone = not proven and outcome.age_s > outcome.max_age_s
+    outdated = outcome.entry is not None and outcome.entry.outdated
+    by_age_alone = not proven and not outdated and outcome.age_s > outcome.max_age_s
     stale = outcome.stale and not (by_age_alone and outcome.age_s <= max_age_s)
     kept = tuple(each for each in outcome.degradations if stale or each is not Degradation.STALE)
     return Outcome(outcome.key, outcome.entry, outcome.tier, outcome.age_s, max_age_s, stale, kept)

@@ -335,7 +335,7 @@ class Cascade:
         search.now = max(search.now, self._now())
         for key, (entry, tier) in loaded.found.items():
             search.found[key] = (entry, tier)
-            if policies[key.group].use_l1:
+            if policies[key.group].use_l1 and not entry.outdated:
                 search.into_l1[key] = entry
             if entry.values is not None:
                 counted = search.stats.hits(source) if key in loaded.read else search.stats.late()

@@ -14,6 +14,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     tier to tier. `values` is None for a negative entry: the source knows nothing of this key. `cost_s` is how long the
     source took to answer, measured; 0 if nobody measured it. `vouched_at` (s since 1970): every write that was
     acknowledged before it is in this copy, by a watermark or because the source was read then; 0 if nobody says so.
+    `outdated`: the source says itself that the values do not follow from what it knows, and will be derived anew. They
+    serve whoever asked, flagged, and no tier keeps them.
     """
 
     version: int
@@ -22,6 +24,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     values: tuple[float, ...] | None
     cost_s: float = 0.0
     vouched_at: float = 0.0
+    outdated: bool = False
 
     @property
     def size_bytes(self) -> int:

@@ -237,7 +237,7 @@ class CoordinatedLoading:
 
     def _may_keep(self, order: Order, key: Key, entry: Entry, leases: Mapping[Entity, LeaseToken]) -> bool:
         policy = order.policies[key.group]
-        if key.entity not in leases or not policy.use_l2:
+        if key.entity not in leases or not policy.use_l2 or entry.outdated:
             return False
         if entry.values is not None or self._negatives.grant(policy.negative_ttl_s):
             return True
@@ -263,4 +263,4 @@ class CoordinatedLoading:
 
 def measured(entry: Entry, cost_s: float) -> Entry:
     """The entry with how long the source took to answer."""
-    return Entry(entry.version, entry.as_of, entry.written_at, entry.values, cost_s, entry.vouched_at)
+    return Entry(entry.version, entry.as_of, entry.written_at, entry.values, cost_s, entry.vouched_at, entry.outdated)

@@ -24,7 +24,10 @@ QUEUE_LENGTH = 1_000
 
 
 class Renewed(msgspec.Struct):
-    """`entries`: read from the source. `arrived`: L2 took them all. `held_elsewhere`: keys that others load."""
+    """`entries`: read from the source, without what it says itself is out of date. `arrived`: L2 took them all.
+
+    `held_elsewhere`: keys that others load.
+    """
 
     entries: dict[Key, Entry]
     arrived: bool = True
@@ -57,8 +60,12 @@ def renew(
         l2.release(answer.granted)
         raise
     cost_s = (clock.monotonic() - started) / max(1, len({key.entity for key in mine}))
-    renewed.entries = {key: measured(entry, cost_s) for key, entry in read.items()}
-    renewed.arrived = l2.fill_many(renewed.entries, policies, answer.granted) and renewed.arrived
+    renewed.entries = {key: measured(entry, cost_s) for key, entry in read.items() if not entry.outdated}
+    unfilled = answer.granted.keys() - {key.entity for key in renewed.entries}
+    if unfilled:
+        l2.release({entity: answer.granted[entity] for entity in unfilled})
+    if renewed.entries:
+        renewed.arrived = l2.fill_many(renewed.entries, policies, answer.granted) and renewed.arrived
     return renewed
 
 
@@ -119,7 +126,9 @@ class Refresher:
             ).entries
         else:
             started = self._clock.monotonic()
-            read = {each: measured(entry, self._clock.monotonic() - started) for each, entry in loader([key]).items()}
+            loaded = loader([key]).items()
+            cost_s = self._clock.monotonic() - started
+            read = {each: measured(entry, cost_s) for each, entry in loaded if not entry.outdated}
         if read:
             self._stats.event("refreshed_early")
             if policy.use_l1:

@@ -113,8 +113,15 @@ class Search(msgspec.Struct):
         # Said of the moment of the answer: a copy that was fresh when its tier was asked may have passed its limit
         # while the source was read for another key. A limit of 0 forbids copies; what the source says is fresh.
         unproven = key in self.spared and (self.policies[key.group].proven or not self.reaches(key, entry))
-        if unproven or (age_s > max_age_s and not (max_age_s == 0 and tier is source_tier)):
-            self.flag(key, Degradation.STALE)
+        if entry.outdated:
+            reasons: tuple[Degradation, ...] = (Degradation.STALE, Degradation.STALE_LEDGER_AHEAD)
+        elif unproven or (age_s > max_age_s and not (max_age_s == 0 and tier is source_tier)):
+            reasons = (Degradation.STALE,)
+        else:
+            reasons = ()
+        if reasons:
+            for reason in reasons:
+                self.flag(key, reason)
             self.stats.stale(key.group)
-            return Outcome(key, entry, tier, age_s, max_age_s, True, (Degradation.STALE,))
+            return Outcome(key, entry, tier, age_s, max_age_s, True, reasons)
         return Outcome(key, entry, tier, age_s, max_age_s)

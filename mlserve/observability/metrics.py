@@ -58,6 +58,18 @@ FEATURE_AGE = Histogram(
 FEATURES_STALE = Counter(
     "mlserve_features_stale_total", "Feature groups served past their limit, flagged.", ["namespace"]
 )
+FEATURES_OUTDATED = Gauge(
+    "mlserve_features_outdated",
+    "Entities of a group whose part of the ledger changed and whose row does not follow yet.",
+    ["namespace"],
+    multiprocess_mode="livemostrecent",
+)
+FEATURES_OUTDATED_AGE = Gauge(
+    "mlserve_features_outdated_age_seconds",
+    "For how long the first of them has been behind the ledger; 0 if none is.",
+    ["namespace"],
+    multiprocess_mode="livemostrecent",
+)
 FEATURES_DEFAULTED = Counter("mlserve_features_defaulted_total", "Feature groups served as defaults.", ["namespace"])
 
 BLOOM_ANSWERS = Counter(

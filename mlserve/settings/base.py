@@ -161,6 +161,7 @@ CELERY_TASK_QUEUES = (Queue("refresh"), Queue("build"))
 CELERY_TASK_ROUTES = {
     "features.flush_write_behind": {"queue": "refresh"},
     "features.inspect_cache": {"queue": "refresh"},
+    "features.catch_up": {"queue": "refresh"},
     "features.*": {"queue": "build"},
     "predictions.*": {"queue": "build"},
     "warmup.*": {"queue": "refresh"},
@@ -178,6 +179,8 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     "refresh-hot-keys": _every(10, "warmup.refresh_hot_keys"),
     "record-cache-figures": _every(10, "warmup.record_cache_figures"),
     "flush-write-behind": _every(5, "features.flush_write_behind"),
+    "catch-up-with-ledger": _every(5, "features.catch_up"),
+    "rebuild-outdated-embeddings": _every(60, "features.rebuild_outdated_embeddings"),
     "keep-journal": _every(600, "features.keep_journal"),
     "inspect-cache": _every(15, "features.inspect_cache"),
     "warm-most-active": _every(300, "warmup.warm_most_active"),

@@ -7,7 +7,7 @@ from django.core.checks import run_checks
 from django.db import connection
 
 from features.diagnosis import diagnose_guards
-from features.guards import SEQUENCE, TABLE, TRIGGERS, broken_guards
+from features.guards import LEDGER_TABLE, LEDGER_TRIGGERS, SEQUENCE, TABLE, TRIGGERS, broken_guards
 from mlserve.platform.diagnosis import Level
 
 pytestmark = pytest.mark.django_db
@@ -36,15 +36,27 @@ def test_all_guards_hold_after_migrate() -> None:
     """One line, and no check complains."""
     (found,) = diagnose_guards()
     assert found.level is Level.OK
-    assert f"{len(TRIGGERS)} triggers" in found.detail
+    assert f"{len(TRIGGERS)} triggers of the feature rows and {len(LEDGER_TRIGGERS)} of the ledger" in found.detail
     assert "mlserve.W006" not in {message.id for message in run_checks(databases=["default"])}
 
 
-def test_the_triggers_are_those_of_the_table() -> None:
+@pytest.mark.parametrize(("table", "triggers"), [(TABLE, TRIGGERS), (LEDGER_TABLE, LEDGER_TRIGGERS)])
+def test_the_triggers_are_those_of_the_table(table: str, triggers: dict[str, str]) -> None:
     """None is forgotten in the list."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal", [TABLE])
-        assert {name for (name,) in cursor.fetchall()} == set(TRIGGERS)
+        cursor.execute("SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal", [table])
+        assert {name for (name,) in cursor.fetchall()} == set(triggers)
+
+
+@pytest.mark.parametrize("trigger", LEDGER_TRIGGERS)
+def test_a_trigger_of_the_ledger_that_does_not_fire(trigger: str) -> None:
+    """What it would have told is in no feature and not flagged: the line says so, and its fix mends it."""
+    _execute(f"ALTER TABLE {LEDGER_TABLE} DISABLE TRIGGER {trigger}")
+    (found,) = diagnose_guards()
+    assert (found.level, found.detail) == (Level.FAIL, f"the trigger {trigger} fires never")
+    assert "build_features" in found.fix
+    _execute(found.fix.partition(";")[0])
+    assert broken_guards() == []
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)

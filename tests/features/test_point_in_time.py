@@ -104,7 +104,7 @@ def test_the_vectors_of_some_transactions_are_those_of_training() -> None:
 
 
 def test_a_built_past_serves_the_next_transactions_as_training_saw_them() -> None:
-    """`build_features --as-of` a moment with later transactions in the ledger: none of them is seen."""
+    """A build of a moment with later transactions in the ledger: none of them is seen."""
     payments = some_payments(300, days=50, seed=2)
     record(payments)
     plan = VectorPlan(BASELINE_FEATURES)

@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import statistics
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,6 +18,7 @@ from features.definitions import BUILT_GROUPS, EMBEDDING_SIZE, GROUPS
 from features.embeddings import embed, with_build
 from features.models import FeatureRow, Transaction
 from features.refresh import build
+from mlserve.postgres.one_at_a_time import one_at_a_time
 from tests.features.ledgers import START, payment, record, some_payments
 from tests.features.sessions import somebody_waits
 from tests.fixtures.waiting import until
@@ -230,18 +233,41 @@ def test_embeddings_of_nothing_are_zeros() -> None:
 
 @pytest.mark.django_db
 def test_the_command_builds_what_it_is_told_and_says_so_in_json() -> None:
-    """A date means its first moment; times without a zone are UTC."""
+    """These groups, as of now."""
     record(some_payments(20, days=3))
     out = StringIO()
-    call_command(
-        "build_features", "--as-of", "2026-03-04", "--groups", "merchant_risk,merchant_profile", "--json", stdout=out
-    )
+    call_command("build_features", "--groups", "merchant_risk,merchant_profile", "--json", stdout=out)
     answer = json.loads(out.getvalue())
-    merchants = (
-        Transaction.objects.filter(occurred_at__lte=START + timedelta(days=2)).values("merchant_id").distinct().count()
-    )
-    assert answer["as_of"] == "2026-03-04T00:00:00+00:00"
+    merchants = Transaction.objects.values("merchant_id").distinct().count()
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(answer["as_of"])) < timedelta(minutes=1)
     assert answer["rows"] == {"merchant_profile": merchants, "merchant_risk": merchants}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("moment", ["2026-03-04", "2026-03-04T12:00:00+02:00", "2026-11-28T00:00:00Z", ""])
+def test_a_past_moment_never_becomes_what_serves(moment: str) -> None:
+    """Usage: exit code 2, the way to what was known then is named, and no row is touched."""
+    record(some_payments(20, days=3))
+    build(BUILT_GROUPS, as_of=NOW, now=NOW)
+    rows = list(FeatureRow.objects.order_by("group", "entity_id").values())
+    with pytest.raises(CommandError, match="export_vectors") as refusal:
+        call_command("build_features", "--as-of", moment)
+    assert refusal.value.returncode == 2
+    assert list(FeatureRow.objects.order_by("group", "entity_id").values()) == rows
+
+
+@pytest.mark.django_db
+def test_of_two_builds_at_once_the_second_hears_who_builds() -> None:
+    """Since when, on which host, as which process; a task leaves it out and says so."""
+    record(some_payments(20, days=3))
+    with one_at_a_time("build"):
+        with pytest.raises(CommandError) as refusal:
+            call_command("build_features", "--groups", "merchant_profile")
+        assert refusal.value.returncode == 1
+        assert re.search(rf"since 20\d\d-.* UTC, by process {os.getpid()} on ", str(refusal.value))
+        assert not FeatureRow.objects.exists()
+    call_command("build_features", "--groups", "merchant_profile")
+    assert FeatureRow.objects.exists()
 
 
 @pytest.mark.django_db

@@ -1,5 +1,5 @@
 import json
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -8,7 +8,8 @@ from django.utils import timezone
 
 from features.definitions import BUILT_GROUPS
 from features.progress import shown, silent
-from features.refresh import build
+from features.refresh import build_alone
+from mlserve.errors import MlserveError
 
 
 class Command(BaseCommand):
@@ -18,7 +19,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--as-of",
             metavar="MOMENT",
-            help="what was known at this date or time (ISO 8601, UTC unless it says otherwise); default: now",
+            help="refused, but for `now`: what is built serves; `export_vectors` gives what was known at a past moment",
         )
         parser.add_argument(
             "--groups",
@@ -30,13 +31,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         now = timezone.now()
-        as_of = _moment(options["as_of"]) if options["as_of"] else now
-        if as_of > now:
-            raise CommandError(
-                f"--as-of: {as_of:%Y-%m-%d %H:%M:%S} UTC is in the future, whose windows would be empty; it is "
-                f"{now:%Y-%m-%d %H:%M:%S} UTC now",
-                returncode=2,
-            )
+        if options["as_of"] is not None:
+            _refuse_another_moment(options["as_of"])
         groups = [name.strip() for name in options["groups"].split(",")]
         unknown = [name for name in groups if name not in BUILT_GROUPS]
         if unknown:
@@ -45,7 +41,9 @@ class Command(BaseCommand):
             )
         try:
             with shown() as progress:
-                report = build(groups, as_of=as_of, now=now, progress=silent if options["verbosity"] == 0 else progress)
+                report = build_alone(groups, now=now, progress=silent if options["verbosity"] == 0 else progress)
+        except MlserveError as error:
+            raise CommandError(error.detail) from error
         except DatabaseError as error:
             raise CommandError(f"Postgres did not take the features: {error}") from error
         if options["json"]:
@@ -65,15 +63,16 @@ class Command(BaseCommand):
                 f"L2 does not answer: {report.pending:,} copies of what changed stay there until their limits."
             )
         if not any(report.rows.values()):
-            self.stdout.write(f"The ledger has no transactions up to {as_of:%Y-%m-%d %H:%M:%S} UTC.")
-        self.stdout.write(f"as of {as_of:%Y-%m-%d %H:%M:%S} UTC, built in {report.seconds:.1f} s")
+            self.stdout.write(f"The ledger has no transactions up to {now:%Y-%m-%d %H:%M:%S} UTC.")
+        self.stdout.write(f"as of {now:%Y-%m-%d %H:%M:%S} UTC, built in {report.seconds:.1f} s")
 
 
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise CommandError(
-            f"--as-of: {text!r} is no date or time; write 2018-08-01 or 2018-08-01T12:00:00", returncode=2
-        ) from error
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _refuse_another_moment(text: str) -> None:
+    """What is built serves at once, under the ages of now, so it must be what the ledger says now."""
+    if text == "now":
+        return
+    raise CommandError(
+        f"--as-of {text!r}: what is built is what serves, so it is always as of now, and nothing was built. What was "
+        "known at a past moment, transaction by transaction: `manage.py export_vectors`",
+        returncode=2,
+    )

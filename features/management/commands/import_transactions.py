@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection
 from django.utils import timezone
 
+from features.transactions.follow import caught_up_with_ledger, in_words
 from features.transactions.import_file import CHUNK_ROWS, ImportReport, import_file, weeks_to_now
 from features.transactions.layouts import LAYOUTS, LayoutError, parse_mapping
 from features.transactions.progress import progress
@@ -80,7 +81,8 @@ class Command(BaseCommand):
             raise CommandError(f"interrupted; {_committed(report)}", returncode=FAILED) from error
         except (FileError, DatabaseError, OSError) as error:
             raise CommandError(f"{error}; {_committed(report)}", returncode=FAILED) from error
-        self._show(report, as_json=options["json"])
+        caught_up = caught_up_with_ledger(self.stderr.write, now=timezone.now())
+        self._show(report, caught_up, as_json=options["json"])
         if report.rejected:
             first = rejects.first
             assert first is not None
@@ -96,9 +98,9 @@ class Command(BaseCommand):
         elif not report.rows:
             self.stderr.write(f"warning: {report.file} has a header and no rows")
 
-    def _show(self, report: ImportReport, *, as_json: bool) -> None:
+    def _show(self, report: ImportReport, caught_up: dict[str, Any], *, as_json: bool) -> None:
         if as_json:
-            self.stdout.write(json.dumps(asdict(report)))
+            self.stdout.write(json.dumps({**asdict(report), **caught_up}))
             return
         self.stdout.write(
             f"{report.imported:,} of {report.rows:,} rows imported in {report.seconds:.1f} s "
@@ -108,6 +110,7 @@ class Command(BaseCommand):
         if report.first:
             moved = f", moved by {report.shifted_by_s // 604_800:+,} weeks" if report.shifted_by_s else ""
             self.stdout.write(f"from {report.first} to {report.last}{moved}")
+        self.stdout.write(in_words(caught_up))
 
 
 def _opened(options: dict[str, Any]) -> TransactionFile:

@@ -12,6 +12,7 @@ from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
 from features.transactions import sizes
+from features.transactions.follow import caught_up_with_ledger, in_words
 from features.transactions.ledger_batch import LedgerBatch
 from features.transactions.load import Loaded, analyse_ledger, copy_transactions
 from features.transactions.population import simulated_population
@@ -89,6 +90,7 @@ class Command(BaseCommand):
             "fraud_share": round(frauds / rows, 6) if rows else None,
             "seconds": round(seconds, 3),
             "rows_per_second": round(rows / seconds),
+            **(caught_up := caught_up_with_ledger(self.stderr.write, now=timezone.now())),
         }
         if options["json"]:
             self.stdout.write(json.dumps(result))
@@ -98,6 +100,7 @@ class Command(BaseCommand):
                 f"({result['rows_per_second']:,} rows/s): {imported:,} new, {already_known:,} already known, "
                 f"{frauds:,} frauds ({100 * frauds / max(1, rows):.2f} %), seed {seed}"
             )
+            self.stdout.write(in_words(caught_up))
 
 
 def _load(batch: LedgerBatch, *, seed: int) -> Loaded:

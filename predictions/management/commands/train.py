@@ -14,6 +14,7 @@ from django.db import DatabaseError
 from features.definitions import ALL_FEATURES, BASELINE_FEATURES
 from features.progress import shown
 from mlserve.errors import MlserveError
+from mlserve.postgres.one_at_a_time import one_at_a_time
 from predictions.models import ModelVersion
 from predictions.registry.estimators import EstimatorKind
 from predictions.registry.register import ActivationRefused, activate, register
@@ -51,12 +52,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            with shown() as progress:
-                stages = Stages(progress)
-                trained = train(_plan(options), stages=stages)
-                with stages.stage("register"):
-                    model_version = register(trained)
-            refused = _try_to_activate(model_version) if options["activate"] else None
+            with one_at_a_time("training"):
+                with shown() as progress:
+                    stages = Stages(progress)
+                    trained = train(_plan(options), stages=stages)
+                    with stages.stage("register"):
+                        model_version = register(trained)
+                refused = _try_to_activate(model_version) if options["activate"] else None
         except MlserveError as error:
             raise CommandError(error.detail) from error
         except DatabaseError as error:

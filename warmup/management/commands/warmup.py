@@ -9,6 +9,8 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from features.progress import shown
+from mlserve.errors import MlserveError
+from mlserve.postgres.one_at_a_time import one_at_a_time
 from warmup import run
 from warmup.run import WarmReport
 
@@ -42,10 +44,12 @@ class Command(BaseCommand):
         limit = options["most_active"] if options["hot"] is None else options["hot"]
         work = run.warm_most_active if options["hot"] is None else run.refresh_hot_keys
         try:
-            with shown() as progress:
+            with one_at_a_time("warm-up"), shown() as progress:
                 report = work(limit=limit, now=timezone.now(), progress=progress)
         except ValueError as error:
             raise CommandError(str(error), returncode=2) from error
+        except MlserveError as error:
+            raise CommandError(error.detail) from error
         except DatabaseError as error:
             raise CommandError(f"PostgreSQL does not answer or refuses: {error}") from error
         self.stdout.write(json.dumps(msgspec.to_builtins(report)) if options["json"] else _text(report))
