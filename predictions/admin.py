@@ -21,6 +21,8 @@ from predictions import stored
 from predictions.evaluation import evaluate_model
 from predictions.messages import ScoreResponse
 from predictions.models import Activation, Decision, ModelArtifact, ModelVersion
+from predictions.registry.active import check_version
+from predictions.registry.artifact import ArtifactRefused
 from predictions.registry.register import activate
 
 _METRICS = ("auc_roc", "average_precision", "card_precision_at_100")
@@ -121,6 +123,10 @@ class ModelVersionAdmin(ReadOnlyAdmin):
     def serving(self, version: ModelVersion) -> SafeString | str:
         if version.pk != self._serving_id:
             return "not active"
+        try:
+            check_version(version)
+        except ArtifactRefused as refused:
+            return format_html('<span class="badge warn">active, but refused: {}</span>', refused.detail)
         if _is_stored_whole(version):
             return format_html('<span class="badge">{}</span>', "active")
         return format_html('<span class="badge warn">{}</span>', "active, but its artifact was changed: refused")

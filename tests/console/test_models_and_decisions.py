@@ -62,6 +62,15 @@ def test_a_changed_artifact_shows_where_it_is_active(as_operator: Client) -> Non
     assert "refused" in as_operator.get(_LIST).content.decode()
 
 
+def test_a_version_that_this_release_does_not_understand_shows_where_it_is_active(as_operator: Client) -> None:
+    """With the reason; it would not tell by its scores, for the one before goes on."""
+    version = make_model(1)
+    Activation.objects.create(model_version=version)
+    ModelVersion.objects.update(feature_names=["of_another_release", *version.feature_names[1:]])
+    html = as_operator.get(_LIST).content.decode()
+    assert "active, but refused" in html and "no model features: of_another_release" in html
+
+
 def test_a_model_that_may_not_serve_is_refused_with_the_reason(as_operator: Client) -> None:
     """The registry's refusal is shown, not an error page."""
     version = make_model(1, passed=False)

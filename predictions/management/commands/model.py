@@ -54,11 +54,12 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps({"models": listed}))
             return
         for one in listed:
-            metrics = one["metrics"]
+            auc, precision = (_figure(one["metrics"].get(name)) for name in ("auc_roc", "average_precision"))
             self.stdout.write(
                 f"{'*' if one['active'] else ' '} {one['name']} {one['version']:<4} {one['estimator']:<20} "
-                f"AUC {metrics['auc_roc']:.3f}  AP {metrics['average_precision']:.3f}  "
-                f"parity {'passed' if one['parity']['passed'] else 'FAILED'}  {one['created_at']}  {one['digest'][:12]}"
+                f"AUC {auc}  AP {precision}  "
+                f"parity {'passed' if one['parity'].get('passed') is True else 'FAILED'}  {one['created_at']}  "
+                f"{one['digest'][:12]}"
             )
         if not listed:
             self.stdout.write("no model version yet: run `manage.py train`")
@@ -87,3 +88,7 @@ def _as_dict(model_version: ModelVersion, *, active: bool) -> dict[str, Any]:
         "parity": model_version.parity,
         "created_at": model_version.created_at.isoformat(timespec="seconds"),
     }
+
+
+def _figure(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float | int) else "-"
