@@ -74,8 +74,9 @@ class Activation(models.Model):
     reason = models.TextField(blank=True)
     overruled = models.TextField(blank=True, default="", db_default="")
     """What spoke against it, where somebody forced it."""
-    restores = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="restored_by")
-    """Of a rollback: the earlier activation that holds again. Those between the two were taken back."""
+    restores = models.BigIntegerField(null=True, editable=False)
+    """Of a rollback: the number of the earlier activation that holds again. Those between the two were taken back. No
+    foreign key: activations that commit out of turn are numbered anew."""
 
     class Meta:
         ordering = ("-id",)

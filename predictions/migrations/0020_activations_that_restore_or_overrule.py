@@ -14,12 +14,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name="activation",
             name="restores",
-            field=models.ForeignKey(
-                null=True,
-                on_delete=django.db.models.deletion.SET_NULL,
-                related_name="restored_by",
-                to="predictions.activation",
-            ),
+            field=models.BigIntegerField(editable=False, null=True),
         ),
         migrations.AddField(
             model_name="activation",

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from importlib.metadata import version as library_version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.db import connection, transaction
 from django.db.models import Max
@@ -41,6 +41,7 @@ def register(trained: "TrainedModel") -> ModelVersion:
             digest=artifact_digest(trained.onnx_bytes),
             metrics={
                 **asdict(trained.quality),
+                **_on_held_out(trained),
                 "train_rows": trained.train_rows,
                 "train_frauds": trained.train_frauds,
                 "test_rows": trained.test_rows,
@@ -54,12 +55,23 @@ def register(trained: "TrainedModel") -> ModelVersion:
                 "test_days": plan.periods.test_days,
                 "last_day": plan.periods.last_day.isoformat(),
                 "seed": plan.seed,
+                "warnings": list(trained.warnings),
                 "libraries": {name: library_version(name) for name in _LIBRARIES},
             },
             parity={**asdict(trained.parity), "passed": trained.parity.passed, "summary": str(trained.parity)},
         )
         ModelArtifact.objects.create(model_version=model_version, onnx=trained.onnx_bytes, skops=trained.skops_bytes)
     return model_version
+
+
+def _on_held_out(trained: "TrainedModel") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if trained.precision_interval is not None:
+        found["average_precision_low"] = trained.precision_interval.low
+        found["average_precision_high"] = trained.precision_interval.high
+    if trained.at_thresholds is not None:
+        found |= {**asdict(trained.at_thresholds), "reliability": list(trained.reliability)}
+    return found
 
 
 def activate(model_version: ModelVersion, *, reason: str = "", overruled: str = "") -> Activation:
@@ -102,7 +114,9 @@ def roll_back(*, reason: str = "rollback") -> Activation:
     )
     unwanted = {*taken_back, present.model_version_id}
     passed_over = ""
-    while (holds := _before(holds)) is not None:
+    earlier = _before(holds)
+    while earlier is not None:
+        holds, earlier = earlier, _before(earlier)
         version = holds.model_version
         if version.pk in unwanted:
             continue
@@ -112,7 +126,7 @@ def roll_back(*, reason: str = "rollback") -> Activation:
         except ActivationRefused as refused:
             passed_over += f"; passed over: {refused.detail}"
             continue
-        return Activation.objects.create(model_version=version, reason=f"{reason}{passed_over}", restores=holds)
+        return Activation.objects.create(model_version=version, reason=f"{reason}{passed_over}", restores=holds.pk)
     others = "" if len(unwanted) < 2 else " but what was taken back"
     raise ActivationRefused(
         f"no other model version has served before{others}: there is nothing to roll back to{passed_over}. "
@@ -122,16 +136,15 @@ def roll_back(*, reason: str = "rollback") -> Activation:
 
 def _that_holds(activation: Activation) -> Activation:
     """The activation itself or, of a rollback, the one that it restored."""
-    return activation.restores or activation
+    if activation.restores is None:
+        return activation
+    restored = Activation.objects.select_related("model_version").filter(pk=activation.restores).first()
+    return restored or activation
 
 
 def _before(activation: Activation) -> Activation | None:
     """The activation that held when this one was made."""
-    before = (
-        Activation.objects.filter(id__lt=activation.pk)
-        .select_related("model_version", "restores__model_version")
-        .first()
-    )
+    before = Activation.objects.filter(id__lt=activation.pk).select_related("model_version").first()
     return None if before is None else _that_holds(before)
 
 

@@ -6,17 +6,21 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 
 from features.definitions import ALL_FEATURES, BASELINE_FEATURES
-from features.progress import shown
+from features.progress import Progress, shown
 from mlserve.errors import MlserveError
 from predictions.models import ModelVersion
+from predictions.registry.comparison import why_not_compared
 from predictions.registry.estimators import EstimatorKind
-from predictions.registry.register import ActivationRefused, activate, register
+from predictions.registry.gate import promote
+from predictions.registry.register import ActivationRefused, register
+from predictions.registry.report import compared_in_words, held_out_in_words
 from predictions.registry.stages import Stages
 from predictions.registry.train import TrainedModel, TrainingPlan, periods_in_ledger, train
 
@@ -27,7 +31,8 @@ _FEATURES = {"baseline": BASELINE_FEATURES, "all": ALL_FEATURES}
 class Command(BaseCommand):
     help = (
         "Trains a model on the ledger by the protocol of the Fraud Detection Handbook, point in time; registers it as "
-        "a model version; activates it if its ONNX artifact scores and decides as scikit-learn does."
+        "a model version; activates it if its ONNX artifact scores and decides as scikit-learn does, its thresholds "
+        "flag a plausible share and it is not worse than the version that serves, on the same transactions."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -56,13 +61,15 @@ class Command(BaseCommand):
                 trained = train(_plan(options), stages=stages)
                 with stages.stage("register"):
                     model_version = register(trained)
-            refused = _try_to_activate(model_version) if options["activate"] else None
+                refused = _try_to_activate(model_version, progress) if options["activate"] else None
         except MlserveError as error:
             raise CommandError(error.detail) from error
         except DatabaseError as error:
             raise CommandError(f"PostgreSQL refuses: {error}. Is it migrated (`manage.py migrate`)?") from error
         activated = options["activate"] and refused is None
+        compared = model_version.comparisons.first()
         report = _report(trained, model_version, stages.seconds, activated=activated)
+        report["comparison"] = compared.report if compared is not None else None
         self.stdout.write(json.dumps(report) if options["json"] else _text(report))
         if refused is not None:
             raise CommandError(refused.detail)
@@ -83,9 +90,9 @@ def _plan(options: dict[str, Any]) -> TrainingPlan:
     )
 
 
-def _try_to_activate(model_version: ModelVersion) -> ActivationRefused | None:
+def _try_to_activate(model_version: ModelVersion, progress: Progress) -> ActivationRefused | None:
     try:
-        activate(model_version, reason="trained")
+        promote(model_version, reason="trained", compare=partial(why_not_compared, progress=progress))
     except ActivationRefused as refused:
         return refused
     return None
@@ -111,6 +118,7 @@ def _report(
 
 def _text(report: dict[str, Any]) -> str:
     training, thresholds = report["training"], report["thresholds"]
+    compared = report["comparison"]
     return "\n".join(
         (
             f"model           {report['model_name']} {report['model_version']} ({report['estimator']}, "
@@ -120,11 +128,15 @@ def _text(report: dict[str, Any]) -> str:
             f"tested on       {report['test_rows']} transactions, {report['test_frauds']} frauds, "
             f"{training['test_days']} d up to {training['last_day']}",
             f"left out        {report['unlabelled_rows']} transactions of these days that have no label yet",
-            f"quality         AUC ROC {report['auc_roc']:.3f}, average precision {report['average_precision']:.3f}, "
+            f"quality         AUC ROC {report['auc_roc']:.3f}, average precision {report['average_precision']:.3f} "
+            f"(95 % interval {report['average_precision_low']:.3f} to {report['average_precision_high']:.3f}), "
             f"card precision@100 {report['card_precision_at_100']:.3f}",
             f"thresholds      review from {thresholds['review_from']:.4f}, decline from "
             f"{thresholds['decline_from']:.4f} (probability of fraud)",
+            *held_out_in_words(report),
             f"parity          {report['parity']['summary']}",
+            *(compared_in_words(compared) if compared else ()),
+            *(f"warning         {warning}" for warning in training["warnings"]),
             f"artifact        SHA-256 {report['digest']}",
             f"time            {sum(report['seconds'].values()):.1f} s",
         )

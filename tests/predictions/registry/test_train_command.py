@@ -13,7 +13,7 @@ from predictions.models import Activation, ModelVersion
 from predictions.registry import parity, train
 from predictions.registry.active import load_model_version
 from tests.predictions.registry import examples
-from tests.predictions.registry.ledgers import BEGIN, fill_ledger
+from tests.predictions.registry.ledgers import fill_ledger
 
 pytestmark = pytest.mark.django_db
 
@@ -166,7 +166,7 @@ def test_wrong_options_are_named(arguments: tuple[str, ...], message: str) -> No
 def test_activate_and_roll_back_by_hand() -> None:
     """Activation and rollback are new rows; the list marks the one that serves."""
     for _ in range(2):
-        _json("train", "--estimator", "decision_tree", "--train-start", BEGIN.date().isoformat())
+        _json("train", "--estimator", "decision_tree")
     assert _json("model", "rollback")["version"] == 1
     assert _json("model", "activate", "2")["version"] == 2
     listed = {one["version"]: one["active"] for one in _json("model", "list")["models"]}
