@@ -138,8 +138,8 @@ def _that_holds(activation: Activation) -> Activation:
     """The activation itself or, of a rollback, the one that it restored."""
     if activation.restores is None:
         return activation
-    restored = Activation.objects.select_related("model_version").filter(pk=activation.restores).first()
-    return restored or activation
+    earlier = Activation.objects.filter(id__lt=activation.pk).select_related("model_version")
+    return earlier.filter(pk=activation.restores).first() or activation
 
 
 def _before(activation: Activation) -> Activation | None:

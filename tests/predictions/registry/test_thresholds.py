@@ -70,7 +70,7 @@ def test_a_small_tree_does_not_send_nearly_everything_to_review() -> None:
     folds = np.full(count, 0.0043)
     folds[::2] = 0.0047
     folds[:120] = 0.9
-    final = np.where(folds > 0.5, 0.88, 0.0045)
+    final = np.where(folds > 0.5, 0.88, 0.0046)
     chosen = choose_thresholds(unseen_scores=folds, labels=labels, final_scores=final, later_scores=final)
     assert (final >= chosen.review_from).sum() == 120
 
