@@ -55,6 +55,7 @@ def register(trained: "TrainedModel") -> ModelVersion:
                 "test_days": plan.periods.test_days,
                 "last_day": plan.periods.last_day.isoformat(),
                 "seed": plan.seed,
+                "cost_ratio": plan.cost_ratio,
                 "warnings": list(trained.warnings),
                 "libraries": {name: library_version(name) for name in _LIBRARIES},
             },
@@ -70,7 +71,11 @@ def _on_held_out(trained: "TrainedModel") -> dict[str, Any]:
         found["average_precision_low"] = trained.precision_interval.low
         found["average_precision_high"] = trained.precision_interval.high
     if trained.at_thresholds is not None:
-        found |= {**asdict(trained.at_thresholds), "reliability": list(trained.reliability)}
+        found |= {
+            **asdict(trained.at_thresholds),
+            "reliability": list(trained.reliability),
+            "threshold_choices": list(trained.choices),
+        }
     return found
 
 

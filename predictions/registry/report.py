@@ -16,6 +16,12 @@ def held_out_in_words(metrics: dict[str, Any]) -> list[str]:
             f"{one['fraud_share']:.4f} are fraud"
             for one in metrics.get("reliability", ())
         ),
+        *(
+            f"choice          if a missed fraud costs {one['cost_ratio']:g} false declines: decline from "
+            f"{one['decline_from']:.4f}, {one['declined']} declined, {one['false_declines']} of them genuine, "
+            f"{one['missed']} frauds not declined"
+            for one in metrics.get("threshold_choices", ())
+        ),
     ]
 
 

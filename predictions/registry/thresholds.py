@@ -4,7 +4,8 @@ Chosen from scores that the training rows get from models that did not see them 
 scores of rows that a model has learnt by heart would promise far too much.
 
 * decline_from: the lowest score from which on at least `DECLINE_PRECISION` of the declined transactions are fraud;
-  where no score gets there, the top `DECLINE_SHARE_OTHERWISE` of the transactions.
+  where no score gets there, the top `DECLINE_SHARE_OTHERWISE` of the transactions. Or, given how many false declines
+  cost as much as a missed fraud, where both together cost least.
 * review_from: the top `REVIEW_SHARE` of the transactions, what investigators can look at; below decline_from always.
 
 Both then move into the widest gap between the final model's own scores within `LEEWAY` of them. A threshold on top of a
@@ -29,6 +30,8 @@ DECLINED_AT_LEAST = 10
 """A precision measured on fewer transactions is chance."""
 DECLINE_SHARE_OTHERWISE = 0.001
 REVIEW_SHARE = 0.01
+COST_RATIOS = (1.0, 5.0, 20.0, 100.0)
+"""What a training shows to choose from."""
 LEEWAY = 0.001
 """Relative."""
 SMALLEST = 1e-4
@@ -36,15 +39,24 @@ SMALLEST = 1e-4
 
 
 def choose_thresholds(
-    *, unseen_scores: Floats, labels: Integers, final_scores: Floats, later_scores: Floats | None = None
+    *,
+    unseen_scores: Floats,
+    labels: Integers,
+    final_scores: Floats,
+    later_scores: Floats | None = None,
+    cost_ratio: float | None = None,
 ) -> Thresholds:
     """The thresholds, given the training rows' scores by models that did not see them, and scores by the final model.
 
     `final_scores` are of all rows that the thresholds should not lie on. `later_scores` are of rows that it was not
-    trained on, `final_scores` if there are none.
+    trained on, `final_scores` if there are none. With `cost_ratio`, how many false declines cost as much as a missed
+    fraud, decline begins where both together cost least instead.
     """
     cuts = _Cuts(unseen_scores, labels)
-    decline = cuts.at_precision(DECLINE_PRECISION, at_least=DECLINED_AT_LEAST)
+    if cost_ratio is not None:
+        decline = cuts.at_least_cost(cost_ratio)
+    else:
+        decline = cuts.at_precision(DECLINE_PRECISION, at_least=DECLINED_AT_LEAST)
     if decline is None:
         decline = cuts.at_share(DECLINE_SHARE_OTHERWISE)
     decline = max(decline, 2 * SMALLEST)
@@ -121,12 +133,20 @@ class _Cuts:
         lower_neighbours = np.append(ordered[last_of_equals[:-1] + 1], 0.0)
         self._positions = (ordered[last_of_equals] + lower_neighbours) / 2
         self._above = last_of_equals + 1
-        self._precision = np.cumsum(labels[order])[last_of_equals] / self._above
+        self._caught = np.cumsum(labels[order])[last_of_equals]
+        self._precision = self._caught / self._above
 
     def at_precision(self, precision: float, *, at_least: int) -> float | None:
         """The lowest cut with that precision among what is above it; None if there is none."""
         good = np.flatnonzero((self._precision >= precision) & (self._above >= at_least))
         return float(self._positions[good[-1]]) if len(good) else None
+
+    def at_least_cost(self, ratio: float) -> float | None:
+        """The cut where false declines, and `ratio` times the frauds below it, are fewest; the highest of equals; None
+        where declining nothing costs no more."""
+        cost = ratio * (self._caught[-1] - self._caught) + (self._above - self._caught)
+        best = int(np.argmin(cost))
+        return float(self._positions[best]) if cost[best] < ratio * self._caught[-1] else None
 
     def at_share(self, share: float) -> float:
         """The highest cut with at least that share of the rows above it."""

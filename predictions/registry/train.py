@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
+from typing import Any
 
 import numpy as np
 from django.db.models import Min
@@ -29,7 +31,7 @@ from predictions.registry.protocol import (
     split,
 )
 from predictions.registry.stages import Stages
-from predictions.registry.thresholds import choose_thresholds, unseen_scores
+from predictions.registry.thresholds import COST_RATIOS, choose_thresholds, unseen_scores
 
 MOST_UNLABELLED = 0.5
 """More than this share without a label, and what is left is no fair sample."""
@@ -44,6 +46,8 @@ class TrainingPlan:
     feature_names: tuple[str, ...]
     periods: Periods
     seed: int
+    cost_ratio: float | None = None
+    """How many false declines cost as much as a missed fraud; None: decline at a precision (`thresholds.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,8 @@ class TrainedModel:
     precision_interval: Interval | None = None
     """Of the average precision."""
     reliability: tuple[dict[str, float | int], ...] = ()
+    choices: tuple[dict[str, Any], ...] = ()
+    """The thresholds at each of `COST_RATIOS`, and what they do."""
     warnings: tuple[str, ...] = ()
     """What the days lack."""
 
@@ -120,7 +126,8 @@ def train(plan: TrainingPlan, *, stages: Stages) -> TrainedModel:
         with stages.stage("thresholds"):
             defaults = tuple(MODEL_FEATURES[name].default for name in plan.feature_names)
             compared = rows_to_compare(test=rows[part.test], train=rows[part.train], defaults=defaults)
-            thresholds = choose_thresholds(
+            choose = partial(
+                choose_thresholds,
                 unseen_scores=unseen_scores(
                     kind=plan.kind,
                     seed=plan.seed,
@@ -133,9 +140,11 @@ def train(plan: TrainingPlan, *, stages: Stages) -> TrainedModel:
                 final_scores=_scores(estimator, np.concatenate((rows[part.train], compared))),
                 later_scores=_scores(estimator, rows[part.delay]),
             )
+            thresholds = choose(cost_ratio=plan.cost_ratio)
         with stages.stage("test"):
             scores, tested = _scores(estimator, rows[part.test]), labels[part.test]
             quality = assess(scores=scores, labels=tested, days=days[part.test], customers=customers[part.test])
+            choices = [_choice(ratio, choose(cost_ratio=ratio), scores=scores, labels=tested) for ratio in COST_RATIOS]
             interval = average_precision_interval(scores=scores, labels=tested, customers=customers[part.test])
         with stages.stage("export"):
             onnx_bytes = export_onnx(estimator, model_name=plan.model_name, feature_names=plan.feature_names)
@@ -159,6 +168,7 @@ def train(plan: TrainingPlan, *, stages: Stages) -> TrainedModel:
         at_thresholds=measure(scores=scores, labels=tested, thresholds=thresholds),
         precision_interval=interval,
         reliability=tuple(reliability(scores=scores, labels=tested)),
+        choices=tuple(choices),
         warnings=tuple(warnings_of(periods=periods, part=part, days=days, customers=customers, labels=labels)),
     )
 
@@ -173,6 +183,23 @@ def _check_labelled(vectors: TrainingSet) -> None:
             f"{vectors.transaction_ids[first]} of {vectors.occurred_at[first]} UTC; at most "
             f"{MOST_UNLABELLED:.0%} may be left out. Choose an earlier --train-start, or import their labels"
         )
+
+
+def _choice(ratio: float, thresholds: Thresholds, *, scores: Floats, labels: Integers) -> dict[str, Any]:
+    """What a caller who knows their costs chooses by. `missed`: frauds that are not declined; `cost` is in false
+    declines."""
+    found = measure(scores=scores, labels=labels, thresholds=thresholds)
+    caught = round(found.declined * (found.decline_precision or 0))
+    missed, false = int(labels.sum()) - caught, found.declined - caught
+    return {
+        "cost_ratio": ratio,
+        "review_from": thresholds.review_from,
+        "decline_from": thresholds.decline_from,
+        "declined": found.declined,
+        "false_declines": false,
+        "missed": missed,
+        "cost": ratio * missed + false,
+    }
 
 
 def _scores(estimator: Estimator, rows: NDArray[np.float32]) -> Floats:

@@ -37,7 +37,10 @@ class Command(BaseCommand):
         action, version, as_json = options["action"], options["version"], options["json"]
         if (action in ("activate", "compare")) != (version is not None):
             raise CommandError(
-                "`activate` and `compare` take the number of a model version, the others take none", returncode=2
+                f"`{action}` takes the number of a model version; only `activate` and `compare` do"
+                if version is None
+                else f"`{action}` takes no number of a model version; only `activate` and `compare` do",
+                returncode=2,
             )
         if options["force"] and (action != "activate" or not options["reason"].strip()):
             raise CommandError("--force goes with `activate`, and needs a --reason for the history", returncode=2)

@@ -25,6 +25,7 @@ from predictions.registry.stages import Stages
 from predictions.registry.train import TrainedModel, TrainingPlan, periods_in_ledger, train
 
 _MOST_DAYS = 3650
+_LEAST_RATIO, _MOST_RATIO = 0.01, 10_000
 _FEATURES = {"baseline": BASELINE_FEATURES, "all": ALL_FEATURES}
 
 
@@ -49,6 +50,12 @@ class Command(BaseCommand):
         parser.add_argument("--test-days", type=_number(1, _MOST_DAYS), default=7, metavar="DAYS")
         parser.add_argument("--features", choices=sorted(_FEATURES), default="all", help="baseline: the Handbook's 15")
         parser.add_argument("--seed", type=_number(0, 2**32 - 1), default=0)
+        parser.add_argument(
+            "--cost-ratio",
+            type=_ratio,
+            metavar="N",
+            help="decline where a missed fraud costs as much as N false declines (default: by precision, 80 %%)",
+        )
         parser.add_argument("--name", type=_name, default="fraud", help="of the model")
         parser.add_argument("--no-activate", dest="activate", action="store_false", help="register only")
         parser.add_argument("--activate", dest="activate", action="store_true", default=True, help="(default)")
@@ -87,6 +94,7 @@ def _plan(options: dict[str, Any]) -> TrainingPlan:
             test_days=options["test_days"],
         ),
         seed=options["seed"],
+        cost_ratio=options["cost_ratio"],
     )
 
 
@@ -157,6 +165,16 @@ def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
         raise ArgumentTypeError(f"{text!r} is no model name: 1 to 64 letters, digits, dots, dashes and underscores")
     return text
+
+
+def _ratio(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no number") from None
+    if not _LEAST_RATIO <= value <= _MOST_RATIO:
+        raise ArgumentTypeError(f"{text} is not between {_LEAST_RATIO} and {_MOST_RATIO} false declines a missed fraud")
+    return value
 
 
 def _number(lowest: int, highest: int) -> Callable[[str], int]:

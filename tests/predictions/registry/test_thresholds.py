@@ -62,6 +62,26 @@ def test_never_more_is_flagged_than_can_be_meant(unseen: np.ndarray, final: np.n
     assert 0 < chosen.review_from < chosen.decline_from
 
 
+def test_dearer_frauds_are_declined_earlier() -> None:
+    """Where a missed fraud costs as much as so many false declines, both together cost least."""
+    random = np.random.default_rng(0)
+    labels = (random.random(20_000) < 0.01).astype(int)
+    scores = np.clip(random.normal(0.2 + 0.3 * labels, 0.1), 0.001, 0.999)
+
+    def cost(threshold: float, ratio: float) -> float:
+        declined = scores >= threshold
+        return float(ratio * labels[~declined].sum() + (1 - labels)[declined].sum())
+
+    found = []
+    for ratio in (1, 5, 20):
+        chosen = choose_thresholds(unseen_scores=scores, labels=labels, final_scores=scores, cost_ratio=ratio)
+        # All transactions are held-out ones here; what may be declined has an end.
+        assert (scores >= chosen.decline_from).mean() <= most_declined(labels.mean())
+        found.append(chosen.decline_from)
+    assert found == sorted(found, reverse=True)
+    assert cost(found[0], 1) <= min(cost(threshold, 1) for threshold in np.linspace(0.1, 0.9, 200)) + 1
+
+
 def test_a_small_tree_does_not_send_nearly_everything_to_review() -> None:
     """Nearly all rows have the score of one leaf, which in the final model lies a little higher than in the folds."""
     count = 20_000

@@ -14,6 +14,7 @@ from predictions.models import Activation, ModelVersion
 from predictions.registry import parity, train
 from predictions.registry.active import load_model_version
 from predictions.registry.flagging import MOST_FLAGGED
+from predictions.registry.thresholds import COST_RATIOS
 from tests.predictions.registry import examples
 from tests.predictions.registry.ledgers import fill_ledger
 
@@ -68,6 +69,20 @@ def test_a_small_tree_on_simulated_payments_flags_what_can_be_looked_at() -> Non
 
 
 @pytest.mark.usefixtures("ledger")
+def test_thresholds_are_a_choice() -> None:
+    """What a missed fraud costs against a false decline: shown for some ratios, and taken with --cost-ratio."""
+    shown = _json("train", "--features", "baseline")
+    choices = {one["cost_ratio"]: one for one in shown["threshold_choices"]}
+    assert list(choices) == list(COST_RATIOS)
+    for one in choices.values():
+        assert one["cost"] == one["cost_ratio"] * one["missed"] + one["false_declines"]
+        assert one["missed"] + one["declined"] - one["false_declines"] == shown["test_frauds"]
+    taken = _json("train", "--features", "baseline", "--cost-ratio", "20", "--no-activate")
+    assert taken["thresholds"]["decline_from"] == choices[20.0]["decline_from"]
+    assert taken["training"]["cost_ratio"] == 20
+
+
+@pytest.mark.usefixtures("ledger")
 def test_training_says_in_words_what_it_found(capsys: Any) -> None:
     """Flagged share, precision of decline, reliability, interval and what the days lack, each with its counts."""
     Transaction.objects.filter(occurred_at__date="2024-03-16").delete()
@@ -78,6 +93,7 @@ def test_training_says_in_words_what_it_found(capsys: Any) -> None:
         r"flagged         flags \d+ of \d+ \(\d+\.\d\d%\), declines \d+ .*, precision of decline .*, recall ",
         r"95 % interval 0\.\d{3} to ",
         r"Brier 0\.\d+; 0 to 0\.01: \d+ rows score",
+        r"choice          if a missed fraud costs 20 false declines: decline from 0\.\d+, \d+ declined",
         r"warning         1 of 7 training days have no labelled transaction: 2024-03-16",
         r"warning         the test period has \d+ frauds, fewer than 30",
         r"test transactions of \d+ customers were left out",
@@ -190,6 +206,9 @@ def test_live_traffic_without_labels_does_not_move_the_default_periods() -> None
         (("--seed", "-1"), "not between 0 and"),
         (("--estimator", "magic"), "invalid choice"),
         (("--name", "a b"), "no model name"),
+        (("--cost-ratio", "0"), "not between"),
+        (("--cost-ratio", "nan"), "not between"),
+        (("--cost-ratio", "x"), "is no number"),
     ],
 )
 def test_wrong_options_are_named(arguments: tuple[str, ...], message: str) -> None:
