@@ -1,7 +1,7 @@
 """What operators see of models and decisions, and set: which version serves, and what it does without a source."""
 
 import json
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 from django.contrib import admin, messages
@@ -11,7 +11,7 @@ from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from mlserve.console import units
@@ -21,9 +21,21 @@ from predictions import stored
 from predictions.evaluation import evaluate_model
 from predictions.messages import ScoreResponse
 from predictions.models import Activation, Decision, ModelArtifact, ModelVersion
-from predictions.registry.register import activate
+from predictions.registry.active import check_version
+from predictions.registry.artifact import ArtifactRefused
+from predictions.registry.gate import QualityRefused, newest_comparison, objections_to, promote
+from predictions.version_tables import compared, number, pairs, table
 
-_METRICS = ("auc_roc", "average_precision", "card_precision_at_100")
+_METRICS = (
+    "auc_roc",
+    "average_precision",
+    "card_precision_at_100",
+    "flagged_share",
+    "declined_share",
+    "decline_precision",
+    "recall",
+    "brier",
+)
 
 
 @admin.register(ModelVersion)
@@ -37,6 +49,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
         "card_precision",
         "onnx_difference",
         "short_thresholds",
+        "flagged",
         "created",
     )
     actions = ("activate_version",)
@@ -50,6 +63,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
         "digest",
         "thresholds",
         "metrics_table",
+        "comparisons_table",
         "online_table",
         "parity_table",
         "training_table",
@@ -88,9 +102,15 @@ class ModelVersionAdmin(ReadOnlyAdmin):
             return self._ask(request, version)
         if not self.has_activate_permission(request):
             raise PermissionDenied
-        reason = request.POST.get("reason", "").strip()[:500]
+        reason, force = request.POST.get("reason", "").strip()[:500], request.POST.get("force") == "yes"
+        if force and not reason:
+            self.message_user(request, "To force a model version give a reason: it is kept.", messages.ERROR)
+            return self._ask(request, version)
         try:
-            activate(version, reason=f"{request.user.get_username()}: {reason or 'in the admin'}")
+            promote(version, reason=f"{request.user.get_username()}: {reason or 'in the admin'}", force=force)
+        except QualityRefused as refused:
+            self.message_user(request, f"Model {version} was not activated.", messages.ERROR)
+            return self._ask(request, version, reason=reason, objections=refused.objections)
         except MlserveError as error:
             self.message_user(request, f"Model {version} was not activated: {error}", messages.ERROR)
             return None
@@ -98,7 +118,10 @@ class ModelVersionAdmin(ReadOnlyAdmin):
         self.message_user(request, f"Model {version} serves in every process within a second.", messages.SUCCESS)
         return None
 
-    def _ask(self, request: HttpRequest, version: ModelVersion) -> TemplateResponse:
+    def _ask(
+        self, request: HttpRequest, version: ModelVersion, *, reason: str = "", objections: list[str] | None = None
+    ) -> TemplateResponse:
+        comparison = newest_comparison(version)
         serving = Activation.objects.select_related("model_version").first()
         context = {
             **self.admin_site.each_context(request),
@@ -109,6 +132,9 @@ class ModelVersionAdmin(ReadOnlyAdmin):
                 (name, version.metrics.get(name), serving and serving.model_version.metrics.get(name))
                 for name in _METRICS
             ],
+            "reason": reason,
+            "objections": objections_to(version) if objections is None else objections,
+            "comparison": compared(comparison.report) if comparison is not None else None,
             "opts": self.opts,
         }
         return TemplateResponse(request, "predictions/activate.html", context)
@@ -121,21 +147,25 @@ class ModelVersionAdmin(ReadOnlyAdmin):
     def serving(self, version: ModelVersion) -> SafeString | str:
         if version.pk != self._serving_id:
             return "not active"
+        try:
+            check_version(version)
+        except ArtifactRefused as refused:
+            return format_html('<span class="badge warn">active, but refused: {}</span>', refused.detail)
         if _is_stored_whole(version):
             return format_html('<span class="badge">{}</span>', "active")
         return format_html('<span class="badge warn">{}</span>', "active, but its artifact was changed: refused")
 
     @admin.display(description="AUC ROC")
     def auc_roc(self, version: ModelVersion) -> str:
-        return _number(version.metrics.get("auc_roc"))
+        return number(version.metrics.get("auc_roc"))
 
     @admin.display(description="AP")
     def average_precision(self, version: ModelVersion) -> str:
-        return _number(version.metrics.get("average_precision"))
+        return number(version.metrics.get("average_precision"))
 
     @admin.display(description="card@100")
     def card_precision(self, version: ModelVersion) -> str:
-        return _number(version.metrics.get("card_precision_at_100"))
+        return number(version.metrics.get("card_precision_at_100"))
 
     @admin.display(description="ONNX diff.")
     def onnx_difference(self, version: ModelVersion) -> str:
@@ -145,6 +175,20 @@ class ModelVersionAdmin(ReadOnlyAdmin):
     @admin.display(description="review, decline")
     def short_thresholds(self, version: ModelVersion) -> str:
         return f"{version.review_from:.4f}, {version.decline_from:.4f}"
+
+    @admin.display(description="flagged, decline precision")
+    def flagged(self, version: ModelVersion) -> str:
+        """On the test days."""
+        share, precision = (version.metrics.get(name) for name in ("flagged_share", "decline_precision"))
+        shown = f"{share:.2%}" if isinstance(share, float | int) else units.NOTHING
+        return f"{shown}, {number(precision)}"
+
+    @admin.display(description="beside what served")
+    def comparisons_table(self, version: ModelVersion) -> SafeString | str:
+        newest = version.comparisons.select_related("champion").first()
+        if newest is None:
+            return f"Not compared yet: manage.py model compare {version.version} --name {version.name}"
+        return compared(newest.report)
 
     @admin.display
     def thresholds(self, version: ModelVersion) -> str:
@@ -156,7 +200,7 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="metrics")
     def metrics_table(self, version: ModelVersion) -> SafeString:
-        return _pairs(dict(sorted(version.metrics.items())))
+        return pairs(dict(sorted(version.metrics.items())))
 
     @admin.display(description="online, by day")
     def online_table(self, version: ModelVersion) -> SafeString | str:
@@ -166,13 +210,13 @@ class ModelVersionAdmin(ReadOnlyAdmin):
             return f"No decisions in the last {evaluation.days} days."
         if not evaluation.total.labelled:
             return f"Decisions in the last {evaluation.days} days: {evaluation.total.decisions}, none of them labelled."
-        return _table(
+        return table(
             ("Day", "Decisions", "Labelled", "Fraud", "Precision", "Recall", "AUC", ""),
             (
                 (
                     f"{one.day:%Y-%m-%d}" if one.day else "all",
-                    *(units.count(number) for number in (one.decisions, one.labelled, one.frauds)),
-                    *(_number(value) for value in (one.precision, one.recall, one.auc_roc)),
+                    *(units.count(count) for count in (one.decisions, one.labelled, one.frauds)),
+                    *(number(value) for value in (one.precision, one.recall, one.auc_roc)),
                     "" if one.mature else "labels still to come",
                 )
                 for one in (*reversed(evaluation.by_day), evaluation.total)
@@ -182,20 +226,20 @@ class ModelVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="parity")
     def parity_table(self, version: ModelVersion) -> SafeString:
-        return _pairs(dict(sorted(version.parity.items())))
+        return pairs(dict(sorted(version.parity.items())))
 
     @admin.display(description="training")
     def training_table(self, version: ModelVersion) -> SafeString:
-        return _pairs(dict(sorted(version.training.items())))
+        return pairs(dict(sorted(version.training.items())))
 
     @admin.display(description="features, with their median in training")
     def features_table(self, version: ModelVersion) -> SafeString:
-        return _pairs(dict(zip(version.feature_names, version.feature_baseline, strict=False)))
+        return pairs(dict(zip(version.feature_names, version.feature_baseline, strict=False)))
 
 
 @admin.register(Activation)
 class ActivationAdmin(ReadOnlyAdmin):
-    list_display = ("id", "model_version", "time", "reason")
+    list_display = ("id", "model_version", "time", "reason", "overruled", "restores")
     list_select_related = ("model_version",)
     empty_hint = "No model has been activated yet: manage.py train does it, or the list of model versions."
 
@@ -254,14 +298,14 @@ class DecisionAdmin(ReadOnlyAdmin):
         response = _response_of(decision)
         if response is None or not response.reasons:
             return units.NOTHING
-        return _table(("Effect", "Reason"), ((f"{one.effect:+.4f}", one.text) for one in response.reasons), numbers={0})
+        return table(("Effect", "Reason"), ((f"{one.effect:+.4f}", one.text) for one in response.reasons), numbers={0})
 
     @admin.display(description="features")
     def served_features(self, decision: Decision) -> SafeString | str:
         response = _response_of(decision)
         if response is None or not response.features:
             return units.NOTHING
-        return _table(
+        return table(
             ("Feature", "Value", "Tier", "Age", "Limit", "As of", ""),
             (
                 (
@@ -284,7 +328,7 @@ class DecisionAdmin(ReadOnlyAdmin):
         if response is None or not response.trace:
             return units.NOTHING
         rows = ((one.tier, one.asked, one.hit, units.latency(one.ms / 1000)) for one in response.trace)
-        return _table(("Tier", "Asked", "Answered", "Time"), rows, numbers={1, 2, 3})
+        return table(("Tier", "Asked", "Answered", "Time"), rows, numbers={1, 2, 3})
 
     @admin.display(description="response")
     def stored_response(self, decision: Decision) -> SafeString | str:
@@ -309,48 +353,3 @@ def _is_stored_whole(version: ModelVersion) -> bool:
         digest=Func(Func("onnx", function="sha256"), Value("hex"), function="encode", output_field=TextField())
     )
     return version.digest in stored.values_list("digest", flat=True)
-
-
-def _number(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float | int) else units.NOTHING
-
-
-def _pairs(values: dict[str, Any]) -> SafeString:
-    """Numbers to the right, words to the left."""
-    rows = (
-        (name, "n" if isinstance(value, float | int) and not isinstance(value, bool) else "", _written(value))
-        for name, value in values.items()
-    )
-    return format_html(
-        '<table class="inside"><tbody>{}</tbody></table>',
-        format_html_join("", '<tr><th scope="row">{}</th><td class="{}">{}</td></tr>', rows),
-    )
-
-
-def _written(value: object) -> str:
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case int():
-            return f"{value:,}"
-        case float():
-            return f"{value:,.6g}"
-        case dict():
-            return ", ".join(f"{name} {_written(one)}" for name, one in sorted(value.items()))
-        case None:
-            return units.NOTHING
-    return str(value)
-
-
-def _table(headers: tuple[str, ...], rows: Any, *, numbers: set[int]) -> SafeString:
-    """The columns `numbers` are aligned to the right, their headers too."""
-    heads = "".join(
-        '<th scope="col" class="n">{}</th>' if column in numbers else '<th scope="col">{}</th>'
-        for column in range(len(headers))
-    )
-    cells = "".join('<td class="n">{}</td>' if column in numbers else "<td>{}</td>" for column in range(len(headers)))
-    return format_html(
-        '<table class="inside"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>',
-        format_html(heads, *headers),
-        format_html_join("", f"<tr>{cells}</tr>", rows),
-    )

@@ -72,12 +72,33 @@ class Activation(models.Model):
     model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT)
     at = models.DateTimeField(db_default=Now(), editable=False)
     reason = models.TextField(blank=True)
+    overruled = models.TextField(blank=True, default="", db_default="")
+    """What spoke against it, where somebody forced it."""
+    restores = models.BigIntegerField(null=True, editable=False)
+    """Of a rollback: the number of the earlier activation that holds again. Those between the two were taken back. No
+    foreign key: activations that commit out of turn are numbered anew."""
 
     class Meta:
         ordering = ("-id",)
 
     def __str__(self) -> str:
         return f"{self.id}: {self.model_version}"
+
+
+class Comparison(models.Model):
+    """Two model versions on the same transactions (`registry/comparison.py`)."""
+
+    candidate = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="comparisons")
+    champion = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="+")
+    """What served when they were compared."""
+    at = models.DateTimeField(db_default=Now(), editable=False)
+    report = models.JSONField()
+
+    class Meta:
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"{self.candidate} beside {self.champion}"
 
 
 class Decision(models.Model):

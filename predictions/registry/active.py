@@ -26,7 +26,7 @@ from mlserve.poller import Poller
 from predictions.decisions import Thresholds
 from predictions.missing import OnMissingSource
 from predictions.models import Activation, ModelArtifact, ModelVersion
-from predictions.registry.artifact import ArtifactRefused, LoadedModel, artifact_digest, load_artifact
+from predictions.registry.artifact import ArtifactRefused, LoadedModel, artifact_digest, check_row, load_artifact
 from predictions.registry.model_copy import ModelCopy
 
 POLL_INTERVAL_S = 0.5
@@ -293,12 +293,27 @@ def load_model_version(model_version: ModelVersion, *, activation_id: int | None
     return _open(model_version, _stored_bytes(model_version.pk), activation_id=activation_id)
 
 
-def _open(model_version: ModelVersion, onnx_bytes: bytes, *, activation_id: int | None) -> LoadedModel:
+def check_version(model_version: ModelVersion) -> None:
+    """Whether this release understands the version's row. Reads no artifact. Raises ArtifactRefused."""
+    _ruled(model_version)
+    check_row(
+        name=model_version.name,
+        version=model_version.version,
+        feature_names=model_version.feature_names,
+        baseline=model_version.feature_baseline,
+    )
+
+
+def _ruled(model_version: ModelVersion) -> tuple[Thresholds, OnMissingSource]:
     try:
         thresholds = Thresholds(review_from=model_version.review_from, decline_from=model_version.decline_from)
-        rule = OnMissingSource(model_version.on_missing_source)
+        return thresholds, OnMissingSource(model_version.on_missing_source)
     except ValueError as error:
         raise ArtifactRefused(f"model {model_version}: {error}") from None
+
+
+def _open(model_version: ModelVersion, onnx_bytes: bytes, *, activation_id: int | None) -> LoadedModel:
+    thresholds, rule = _ruled(model_version)
     return load_artifact(
         onnx_bytes,
         activation_id=activation_id,

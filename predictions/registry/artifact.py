@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from features.compute import VectorPlan
+from features.definitions import MODEL_FEATURES
 from mlserve.errors import ErrorCode, MlserveError
 from predictions.decisions import Thresholds
 from predictions.missing import OnMissingSource
@@ -25,6 +26,8 @@ SCORES_NAME = "probabilities"
 MODEL_NAME_KEY = "model_name"
 FEATURE_NAMES_KEY = "feature_names"
 """Keys of the artifact's metadata; the feature names are a JSON list."""
+_HUGE = 1e9
+"""Above every amount that the API takes."""
 
 
 class ArtifactRefused(MlserveError):
@@ -90,14 +93,15 @@ def load_artifact(
     activation_id: int | None = None,
 ) -> LoadedModel:
     """Opens an artifact. Raises ArtifactRefused unless digest, model name, feature list and width are as said, this
-    release knows the features, and it scores the baseline."""
+    release knows the features, and it scores the baseline and what nobody knows anything of."""
     found = artifact_digest(onnx_bytes)
     if found != digest:
         raise ArtifactRefused(f"model {name} {version}: the artifact's SHA-256 is {found}, registered was {digest}")
-    _check_row(name=name, version=version, feature_names=feature_names, baseline=baseline)
+    check_row(name=name, version=version, feature_names=feature_names, baseline=baseline)
     session = open_session(onnx_bytes)
     _check_metadata(session, name=name, version=version, feature_names=feature_names)
     _check_scores(session, np.array(baseline, np.float32), name=name, version=version)
+    _check_extremes(session, feature_names, name=name, version=version)
     return LoadedModel(
         activation_id=activation_id,
         model_version_id=model_version_id,
@@ -131,7 +135,9 @@ def run_session(session: onnxruntime.InferenceSession, rows: np.ndarray) -> np.n
     return scores
 
 
-def _check_row(*, name: str, version: int, feature_names: Sequence[str], baseline: Sequence[float]) -> None:
+def check_row(*, name: str, version: int, feature_names: Sequence[str], baseline: Sequence[float]) -> None:
+    """Builds the plan of the version's vector. Raises ArtifactRefused where this release cannot, or the baseline is
+    none."""
     if len(baseline) != len(feature_names):
         raise ArtifactRefused(
             f"model {name} {version}: {len(baseline)} baseline values for {len(feature_names)} features"
@@ -180,3 +186,19 @@ def _check_scores(session: onnxruntime.InferenceSession, baseline: np.ndarray, *
     scores = found[:, 1]
     if not ((scores >= 0) & (scores <= 1)).all():
         raise ArtifactRefused(f"model {name} {version}: the artifact scores its baseline {scores[0]}, no probability")
+
+
+def _check_extremes(
+    session: onnxruntime.InferenceSession, feature_names: Sequence[str], *, name: str, version: int
+) -> None:
+    """An artifact may score what is usual, and give no number for a customer whom nobody knows or a huge amount."""
+    width = len(feature_names)
+    rows = {
+        "the definitions' defaults": [MODEL_FEATURES[feature].default for feature in feature_names],
+        "zeros": [0.0] * width,
+        f"{_HUGE:g} everywhere": [_HUGE] * width,
+        f"{-_HUGE:g} everywhere": [-_HUGE] * width,
+    }
+    for row, score in zip(rows, run_session(session, np.array([*rows.values()], np.float32)), strict=True):
+        if np.isnan(score):
+            raise ArtifactRefused(f"model {name} {version}: the artifact gives no number for {row}")

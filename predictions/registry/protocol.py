@@ -81,10 +81,13 @@ def latest_train_start(newest: datetime, *, days: int) -> date:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Row numbers of the training and of the test transactions."""
+    """Row numbers of the transactions of training, delay and test; `left_out` are those of the test days whose
+    customers are known to be compromised."""
 
     train: Integers
+    delay: Integers
     test: Integers
+    left_out: Integers
 
 
 def split(*, periods: Periods, days: Integers, customers: Integers, labels: Integers) -> Split:
@@ -92,14 +95,21 @@ def split(*, periods: Periods, days: Integers, customers: Integers, labels: Inte
     first = (periods.train_start - date(1970, 1, 1)).days
     first_test = first + periods.train_days + periods.delay_days
     in_train = (days >= first) & (days < first + periods.train_days)
-    test_rows = []
+    test_rows, left_out = [], []
     known = np.unique(customers[in_train & (labels == 1)])
     for test_day in range(first_test, first_test + periods.test_days):
         newly_known = (days == test_day - periods.delay_days - 1) & (labels == 1)
         known = np.union1d(known, customers[newly_known])
         of_day = np.flatnonzero(days == test_day)
-        test_rows.append(of_day[~np.isin(customers[of_day], known)])
-    found = Split(train=np.flatnonzero(in_train), test=np.concatenate(test_rows))
+        compromised = np.isin(customers[of_day], known)
+        test_rows.append(of_day[~compromised])
+        left_out.append(of_day[compromised])
+    found = Split(
+        train=np.flatnonzero(in_train),
+        delay=np.flatnonzero((days >= first + periods.train_days) & (days < first_test)),
+        test=np.concatenate(test_rows),
+        left_out=np.concatenate(left_out),
+    )
     _check_learnable("training", labels[found.train], periods)
     _check_learnable("test", labels[found.test], periods)
     return found

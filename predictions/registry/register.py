@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from importlib.metadata import version as library_version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.db import connection, transaction
 from django.db.models import Max
@@ -10,7 +10,7 @@ from django.db.models import Max
 from mlserve.errors import MlserveError
 from predictions.models import Activation, ModelArtifact, ModelVersion
 from predictions.registry.active import load_model_version
-from predictions.registry.artifact import ArtifactRefused, artifact_digest
+from predictions.registry.artifact import ArtifactRefused, LoadedModel, artifact_digest
 
 if TYPE_CHECKING:  # web processes activate, but never train: they do without scikit-learn
     from predictions.registry.train import TrainedModel
@@ -41,6 +41,7 @@ def register(trained: "TrainedModel") -> ModelVersion:
             digest=artifact_digest(trained.onnx_bytes),
             metrics={
                 **asdict(trained.quality),
+                **_on_held_out(trained),
                 "train_rows": trained.train_rows,
                 "train_frauds": trained.train_frauds,
                 "test_rows": trained.test_rows,
@@ -54,6 +55,8 @@ def register(trained: "TrainedModel") -> ModelVersion:
                 "test_days": plan.periods.test_days,
                 "last_day": plan.periods.last_day.isoformat(),
                 "seed": plan.seed,
+                "cost_ratio": plan.cost_ratio,
+                "warnings": list(trained.warnings),
                 "libraries": {name: library_version(name) for name in _LIBRARIES},
             },
             parity={**asdict(trained.parity), "passed": trained.parity.passed, "summary": str(trained.parity)},
@@ -62,32 +65,92 @@ def register(trained: "TrainedModel") -> ModelVersion:
     return model_version
 
 
-def activate(model_version: ModelVersion, *, reason: str = "") -> Activation:
-    """Lets a model version serve, in every process within a second.
+def _on_held_out(trained: "TrainedModel") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if trained.precision_interval is not None:
+        found["average_precision_low"] = trained.precision_interval.low
+        found["average_precision_high"] = trained.precision_interval.high
+    if trained.at_thresholds is not None:
+        found |= {
+            **asdict(trained.at_thresholds),
+            "reliability": list(trained.reliability),
+            "threshold_choices": list(trained.choices),
+        }
+    return found
 
-    Raises ActivationRefused unless it passed the parity gate and its stored artifact still is what was registered.
+
+def activate(model_version: ModelVersion, *, reason: str = "", overruled: str = "") -> Activation:
+    """Lets a model version serve, in every process within a second. How good it is, `gate.promote` asks.
+
+    Raises ActivationRefused unless it can serve (`check_servable`).
+    """
+    check_servable(model_version)
+    return Activation.objects.create(model_version=model_version, reason=reason, overruled=overruled)
+
+
+def check_servable(model_version: ModelVersion) -> LoadedModel:
+    """The version as serving processes will load it.
+
+    Raises ActivationRefused unless it passed the parity gate, its stored artifact still is what was registered and this
+    release can derive its vector.
     """
     if model_version.parity.get("passed") is not True:
         summary = model_version.parity.get("summary", "it was never compared with scikit-learn")
         raise ActivationRefused(f"model {model_version} is registered, but may not serve: {summary}")
     try:
-        load_model_version(ModelVersion.objects.select_related("artifact").get(pk=model_version.pk))
+        return load_model_version(ModelVersion.objects.select_related("artifact").get(pk=model_version.pk))
     except ArtifactRefused as refused:
         raise ActivationRefused(f"model {model_version} may not serve: {refused}") from refused
-    return Activation.objects.create(model_version=model_version, reason=reason)
 
 
 def roll_back(*, reason: str = "rollback") -> Activation:
-    """Activates the model version that served before the present one. Raises ActivationRefused if there is none."""
+    """Takes back the present activation: the version of the one before serves again.
+
+    Each further rollback goes further back, and none returns to a version that was taken back since. Versions that
+    cannot serve any more are passed over, and the activation's reason names them. How good a version is, nobody asks:
+    it has served. Raises ActivationRefused if nothing is left.
+    """
     present = Activation.objects.first()
-    before = (
-        Activation.objects.exclude(model_version_id=present.model_version_id).select_related("model_version").first()
-        if present is not None
-        else None
+    if present is None:
+        raise ActivationRefused("no model version has served before: there is nothing to roll back to")
+    holds = _that_holds(present)
+    taken_back = set(
+        Activation.objects.filter(id__gt=holds.pk, id__lte=present.pk).values_list("model_version_id", flat=True)
     )
-    if before is None:
-        raise ActivationRefused("no other model version has served before: there is nothing to roll back to")
-    return activate(before.model_version, reason=reason)
+    unwanted = {*taken_back, present.model_version_id}
+    passed_over = ""
+    earlier = _before(holds)
+    while earlier is not None:
+        holds, earlier = earlier, _before(earlier)
+        version = holds.model_version
+        if version.pk in unwanted:
+            continue
+        unwanted.add(version.pk)
+        try:
+            check_servable(version)
+        except ActivationRefused as refused:
+            passed_over += f"; passed over: {refused.detail}"
+            continue
+        return Activation.objects.create(model_version=version, reason=f"{reason}{passed_over}", restores=holds.pk)
+    others = "" if len(unwanted) < 2 else " but what was taken back"
+    raise ActivationRefused(
+        f"no other model version has served before{others}: there is nothing to roll back to{passed_over}. "
+        "`manage.py model activate VERSION` lets one serve by its number"
+    )
+
+
+def _that_holds(activation: Activation) -> Activation:
+    """The activation itself or, of a rollback, the one that it restored."""
+    if activation.restores is None:
+        return activation
+    earlier = Activation.objects.filter(id__lt=activation.pk).select_related("model_version")
+    return earlier.filter(pk=activation.restores).first() or activation
+
+
+def _before(activation: Activation) -> Activation | None:
+    """The activation that held when this one was made."""
+    before = Activation.objects.filter(id__lt=activation.pk).select_related("model_version").first()
+    return None if before is None else _that_holds(before)
 
 
 def find_model_version(*, name: str, version: int) -> ModelVersion:

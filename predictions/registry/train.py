@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
+from typing import Any
 
 import numpy as np
 from django.db.models import Min
@@ -12,12 +14,24 @@ from features.definitions import MODEL_FEATURES
 from features.models import Transaction
 from features.point_in_time import TrainingSet, training_vectors
 from predictions.decisions import Thresholds
+from predictions.registry.coverage import warnings_of
 from predictions.registry.estimators import Estimator, EstimatorKind, make_estimator
 from predictions.registry.export import export_onnx, export_skops
+from predictions.registry.flagging import AtThresholds, measure, reliability
+from predictions.registry.intervals import Interval, average_precision_interval
 from predictions.registry.parity import Parity, compare, rows_to_compare
-from predictions.registry.protocol import Integers, Periods, Quality, TooLittleData, assess, latest_train_start, split
+from predictions.registry.protocol import (
+    Floats,
+    Integers,
+    Periods,
+    Quality,
+    TooLittleData,
+    assess,
+    latest_train_start,
+    split,
+)
 from predictions.registry.stages import Stages
-from predictions.registry.thresholds import choose_thresholds, unseen_scores
+from predictions.registry.thresholds import COST_RATIOS, choose_thresholds, unseen_scores
 
 MOST_UNLABELLED = 0.5
 """More than this share without a label, and what is left is no fair sample."""
@@ -32,6 +46,8 @@ class TrainingPlan:
     feature_names: tuple[str, ...]
     periods: Periods
     seed: int
+    cost_ratio: float | None = None
+    """How many false declines cost as much as a missed fraud; None: decline at a precision (`thresholds.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +68,15 @@ class TrainedModel:
     test_frauds: int
     unlabelled_rows: int
     """Transactions of these days that were left out because nobody has said yet whether they were fraud."""
+    at_thresholds: AtThresholds | None = None
+    """On the test transactions, as what follows."""
+    precision_interval: Interval | None = None
+    """Of the average precision."""
+    reliability: tuple[dict[str, float | int], ...] = ()
+    choices: tuple[dict[str, Any], ...] = ()
+    """The thresholds at each of `COST_RATIOS`, and what they do."""
+    warnings: tuple[str, ...] = ()
+    """What the days lack."""
 
 
 def periods_in_ledger(*, train_start: date | None, train_days: int, delay_days: int, test_days: int) -> Periods:
@@ -99,7 +124,10 @@ def train(plan: TrainingPlan, *, stages: Stages) -> TrainedModel:
         with stages.stage("fit"):
             estimator = make_estimator(plan.kind, seed=plan.seed).fit(rows[part.train], labels[part.train])
         with stages.stage("thresholds"):
-            thresholds = choose_thresholds(
+            defaults = tuple(MODEL_FEATURES[name].default for name in plan.feature_names)
+            compared = rows_to_compare(test=rows[part.test], train=rows[part.train], defaults=defaults)
+            choose = partial(
+                choose_thresholds,
                 unseen_scores=unseen_scores(
                     kind=plan.kind,
                     seed=plan.seed,
@@ -108,26 +136,21 @@ def train(plan: TrainingPlan, *, stages: Stages) -> TrainedModel:
                     customers=customers[part.train],
                 ),
                 labels=labels[part.train],
-                final_scores=estimator.predict_proba(rows[part.train])[:, 1],
+                # Not only those that it was trained on: what parity compares must not lie on a threshold either.
+                final_scores=_scores(estimator, np.concatenate((rows[part.train], compared))),
+                later_scores=_scores(estimator, rows[part.delay]),
             )
+            thresholds = choose(cost_ratio=plan.cost_ratio)
         with stages.stage("test"):
-            quality = assess(
-                scores=estimator.predict_proba(rows[part.test])[:, 1],
-                labels=labels[part.test],
-                days=days[part.test],
-                customers=customers[part.test],
-            )
+            scores, tested = _scores(estimator, rows[part.test]), labels[part.test]
+            quality = assess(scores=scores, labels=tested, days=days[part.test], customers=customers[part.test])
+            choices = [_choice(ratio, choose(cost_ratio=ratio), scores=scores, labels=tested) for ratio in COST_RATIOS]
+            interval = average_precision_interval(scores=scores, labels=tested, customers=customers[part.test])
         with stages.stage("export"):
             onnx_bytes = export_onnx(estimator, model_name=plan.model_name, feature_names=plan.feature_names)
             skops_bytes = export_skops(estimator)
         with stages.stage("parity"):
-            defaults = tuple(MODEL_FEATURES[name].default for name in plan.feature_names)
-            parity = compare(
-                estimator=estimator,
-                onnx_bytes=onnx_bytes,
-                rows=rows_to_compare(test=rows[part.test], train=rows[part.train], defaults=defaults),
-                thresholds=thresholds,
-            )
+            parity = compare(estimator=estimator, onnx_bytes=onnx_bytes, rows=compared, thresholds=thresholds)
     return TrainedModel(
         plan=plan,
         estimator=estimator,
@@ -142,6 +165,11 @@ def train(plan: TrainingPlan, *, stages: Stages) -> TrainedModel:
         test_rows=len(part.test),
         test_frauds=int(labels[part.test].sum()),
         unlabelled_rows=int(len(labelled) - labelled.sum()),
+        at_thresholds=measure(scores=scores, labels=tested, thresholds=thresholds),
+        precision_interval=interval,
+        reliability=tuple(reliability(scores=scores, labels=tested)),
+        choices=tuple(choices),
+        warnings=tuple(warnings_of(periods=periods, part=part, days=days, customers=customers, labels=labels)),
     )
 
 
@@ -155,6 +183,30 @@ def _check_labelled(vectors: TrainingSet) -> None:
             f"{vectors.transaction_ids[first]} of {vectors.occurred_at[first]} UTC; at most "
             f"{MOST_UNLABELLED:.0%} may be left out. Choose an earlier --train-start, or import their labels"
         )
+
+
+def _choice(ratio: float, thresholds: Thresholds, *, scores: Floats, labels: Integers) -> dict[str, Any]:
+    """What a caller who knows their costs chooses by. `missed`: frauds that are not declined; `cost` is in false
+    declines."""
+    found = measure(scores=scores, labels=labels, thresholds=thresholds)
+    caught = round(found.declined * (found.decline_precision or 0))
+    missed, false = int(labels.sum()) - caught, found.declined - caught
+    return {
+        "cost_ratio": ratio,
+        "review_from": thresholds.review_from,
+        "decline_from": thresholds.decline_from,
+        "declined": found.declined,
+        "false_declines": false,
+        "missed": missed,
+        "cost": ratio * missed + false,
+    }
+
+
+def _scores(estimator: Estimator, rows: NDArray[np.float32]) -> Floats:
+    if not len(rows):
+        return np.empty(0)
+    scores: Floats = estimator.predict_proba(rows)[:, 1]
+    return scores
 
 
 def _float32(X: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 from features.definitions import BASELINE_FEATURES
 from predictions.models import Decision, ModelArtifact, ModelVersion
@@ -22,12 +23,47 @@ def make_model(version: int, *, passed: bool = True, seed: int = 0) -> ModelVers
         review_from=0.2,
         decline_from=0.5,
         digest=artifact_digest(onnx),
-        metrics={"auc_roc": 0.87, "average_precision": 0.61, "card_precision_at_100": 0.29},
+        metrics={
+            "auc_roc": 0.87,
+            "average_precision": 0.61,
+            "card_precision_at_100": 0.29,
+            "train_frauds": 100,
+            "test_rows": 5000,
+            "test_frauds": 50,
+            "flagged": 60,
+            "declined": 10,
+        },
         training={"train_start": "2018-07-25"},
         parity={"max_difference": 3e-7, "differing_decisions": 0, "rows": 100, "passed": passed, "summary": "as said"},
     )
     ModelArtifact.objects.create(model_version=model_version, onnx=onnx, skops=b"")
     return model_version
+
+
+def comparison_report(**changes: Any) -> dict[str, Any]:
+    """Of a candidate that is as good as the champion."""
+    one = {
+        "version": "fraud 1",
+        "average_precision": 0.6,
+        "brier": 0.005,
+        "flagged": 60,
+        "flagged_share": 0.012,
+        "declined": 20,
+        "declined_share": 0.004,
+        "decline_precision": 0.9,
+        "recall": 0.7,
+    }
+    return {
+        "first_day": "2024-03-29",
+        "last_day": "2024-04-04",
+        "rows": 5000,
+        "frauds": 50,
+        "customers": 40,
+        "candidate": {**one, "version": "fraud 2"},
+        "champion": one,
+        "difference": {"value": 0.0, "low": -0.02, "high": 0.02},
+        **changes,
+    }
 
 
 def make_decision(model_version: ModelVersion, *, response: bytes | None = None) -> Decision:

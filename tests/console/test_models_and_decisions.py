@@ -11,9 +11,9 @@ from django.test import Client
 from django.utils import timezone
 
 from features.models import LabelReport, Transaction
-from predictions.models import Activation, Decision, ModelArtifact, ModelVersion
+from predictions.models import Activation, Comparison, Decision, ModelArtifact, ModelVersion
 from predictions.registry import active
-from tests.console.records import make_decision, make_model
+from tests.console.records import comparison_report, make_decision, make_model
 
 pytestmark = pytest.mark.django_db
 _LIST = "/admin/predictions/modelversion/"
@@ -51,6 +51,46 @@ def test_a_confirmed_activation_serves_and_is_on_record(as_operator: Client) -> 
     assert "better" in LogEntry.objects.get().change_message
 
 
+def test_a_version_that_should_not_serve_is_asked_about(as_operator: Client) -> None:
+    """The page says what speaks against it; forcing needs a reason; both are kept, with the name of who did it."""
+    version = make_model(1)
+    version.metrics |= {"flagged": 4900, "flagged_share": 0.98}
+    version.save()
+    said = "it flags 4900 of 5000 held-out transactions (98.0%)"
+    assert said in _activate(as_operator, version.pk).content.decode()
+    html = _activate(as_operator, version.pk, confirmed="yes", reason="why not").content.decode()
+    assert "Model fraud 1 was not activated." in html and said in html and 'value="why not"' in html
+    assert "give a reason" in _activate(as_operator, version.pk, confirmed="yes", force="yes").content.decode()
+    assert not Activation.objects.exists()
+    _activate(as_operator, version.pk, confirmed="yes", force="yes", reason="a drill")
+    activation = Activation.objects.get()
+    assert activation.reason == "olga: a drill" and said in activation.overruled
+    assert said in as_operator.get("/admin/predictions/activation/").content.decode()
+
+
+def test_versions_are_shown_side_by_side(as_operator: Client) -> None:
+    """On the page that asks, and on that of the version; without a comparison it says how to make one."""
+    first, second = make_model(1), make_model(2)
+    Activation.objects.create(model_version=first)
+    page = f"{_LIST}{second.pk}/change/"
+    assert "manage.py model compare 2 --name fraud" in as_operator.get(page).content.decode()
+    assert "not compared with fraud 1, which serves" in _activate(as_operator, second.pk).content.decode()
+    Comparison.objects.create(candidate=second, champion=first, report=comparison_report())
+    for html in (as_operator.get(page).content.decode(), _activate(as_operator, second.pk).content.decode()):
+        assert "5,000 transactions, 50 frauds, 2024-03-29 to 2024-04-04" in html
+        assert "-0.0200 to +0.0200" in html
+    assert "fraud 2 serves in every process" in _activate(as_operator, second.pk, confirmed="yes").content.decode()
+
+
+def test_what_a_version_flags_is_listed(as_operator: Client) -> None:
+    """With the precision of what it declines; a dash where nothing was measured."""
+    version = make_model(1)
+    assert "\N{EN DASH}, \N{EN DASH}" in as_operator.get(_LIST).content.decode()
+    version.metrics |= {"flagged_share": 0.0123, "decline_precision": 0.8}
+    version.save()
+    assert "1.23%, 0.8000" in as_operator.get(_LIST).content.decode()
+
+
 def test_a_changed_artifact_shows_where_it_is_active(as_operator: Client) -> None:
     """In the list; what serves goes on, so nobody else would tell."""
     version = make_model(1)
@@ -60,6 +100,15 @@ def test_a_changed_artifact_shows_where_it_is_active(as_operator: Client) -> Non
     assert "active, but its artifact was changed: refused" in as_operator.get(_LIST).content.decode()
     ModelArtifact.objects.filter(pk=version.pk).delete()
     assert "refused" in as_operator.get(_LIST).content.decode()
+
+
+def test_a_version_that_this_release_does_not_understand_shows_where_it_is_active(as_operator: Client) -> None:
+    """With the reason; it would not tell by its scores, for the one before goes on."""
+    version = make_model(1)
+    Activation.objects.create(model_version=version)
+    ModelVersion.objects.update(feature_names=["of_another_release", *version.feature_names[1:]])
+    html = as_operator.get(_LIST).content.decode()
+    assert "active, but refused" in html and "no model features: of_another_release" in html
 
 
 def test_a_model_that_may_not_serve_is_refused_with_the_reason(as_operator: Client) -> None:

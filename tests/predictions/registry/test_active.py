@@ -97,6 +97,67 @@ def test_the_newest_activation_serves() -> None:
     assert current_model().version == 1
 
 
+def _versions(count: int) -> list[ModelVersion]:
+    return [register(_trained(seed=seed)) for seed in range(count)]
+
+
+def test_each_rollback_goes_further_back() -> None:
+    """Never to a version that was taken back; at the end it is refused, and what serves goes on."""
+    for version in _versions(3):
+        activate(version)
+    assert [roll_back().model_version.version for _ in range(2)] == [2, 1]
+    for _ in range(2):
+        with pytest.raises(ActivationRefused, match="nothing to roll back to"):
+            roll_back()
+    refresh()
+    assert current_model().version == 1
+
+
+def test_a_rollback_after_another_activation_takes_back_that_one() -> None:
+    """It leaves out what earlier rollbacks had taken back."""
+    one, bad, better = _versions(3)
+    activate(one)
+    activate(bad)
+    roll_back()
+    activate(better)
+    assert roll_back().model_version == one
+    with pytest.raises(ActivationRefused, match="nothing to roll back to"):
+        roll_back()
+
+
+def test_a_version_that_was_taken_back_is_not_found_further_down() -> None:
+    """It had been activated twice."""
+    one, bad, other = _versions(3)
+    for version in (one, bad, other, bad):
+        activate(version)
+    assert [roll_back().model_version for _ in range(2)] == [other, one]
+
+
+def test_a_rollback_passes_over_what_cannot_serve_any_more() -> None:
+    """It says so in its reason, and a further one does not come back to it."""
+    one, torn, bad = _versions(3)
+    for version in (one, torn, bad):
+        activate(version)
+    _break(torn)
+    activation = roll_back(reason="declines too much")
+    assert activation.model_version == one
+    assert activation.reason.startswith("declines too much; passed over: model fraud 2 may not serve: ")
+    with pytest.raises(ActivationRefused, match="nothing to roll back to"):
+        roll_back()
+
+
+def test_a_rollback_with_nothing_but_broken_versions_is_refused_and_says_which() -> None:
+    """What serves goes on."""
+    torn, bad = _versions(2)
+    for version in (torn, bad):
+        activate(version)
+    _break(torn)
+    with pytest.raises(ActivationRefused, match="passed over: model fraud 1 may not serve"):
+        roll_back()
+    refresh()
+    assert current_model().version == 2
+
+
 def test_a_models_rule_is_followed_without_loading_it_again() -> None:
     """The next look finds the rule; the session stays the one that it was."""
     activate(register(_trained()))

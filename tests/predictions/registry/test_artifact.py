@@ -118,6 +118,16 @@ def test_an_artifact_that_opens_and_gives_no_score_is_refused(onnx_bytes: bytes,
         _load(onnx_bytes, baseline=(1.0,) * _WIDTH)
 
 
+def test_an_artifact_without_a_number_for_a_huge_amount_is_refused() -> None:
+    """It scores what is usual, and one request in a million would find it out."""
+    model = onnx.load_from_string(_graph(np.full((_WIDTH, 2), 0.01), output_name="sum"))
+    model.graph.node.append(onnx.helper.make_node("Exp", ["sum"], ["e"]))
+    model.graph.node.append(onnx.helper.make_node("Div", ["e", "e"], ["probabilities"]))  # infinite: no number
+    model.graph.output[0].name = "probabilities"
+    with pytest.raises(ArtifactRefused, match=r"no number for 1e\+09 everywhere"):
+        _load(_with_metadata(model, json.dumps(BASELINE_FEATURES)), baseline=(1.0,) * _WIDTH)
+
+
 def test_a_graph_of_probabilities_is_taken() -> None:
     """What the refused ones above differ from."""
     _load(_graph(np.full((_WIDTH, 2), 0.01)), baseline=(1.0,) * _WIDTH)

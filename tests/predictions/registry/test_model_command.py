@@ -6,6 +6,7 @@ from io import StringIO
 import pytest
 from django.core.management import CommandError, call_command
 
+from predictions.models import ModelVersion
 from tests.console.records import make_model
 
 pytestmark = pytest.mark.django_db
@@ -29,3 +30,12 @@ def test_a_rollback_takes_no_name() -> None:
     with pytest.raises(CommandError, match="no --name") as caught:
         call_command("model", "rollback", "--name", "fraud")
     assert caught.value.returncode == 2
+
+
+def test_versions_that_somebody_else_wrote_are_listed_too() -> None:
+    """Without the figures that training leaves."""
+    make_model(1)
+    ModelVersion.objects.update(metrics={}, parity={})
+    out = StringIO()
+    call_command("model", "list", stdout=out)
+    assert "AUC -  AP -  parity FAILED" in out.getvalue()

@@ -6,7 +6,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from features.definitions import BASELINE_FEATURES
 from predictions.decisions import Thresholds
-from predictions.registry.estimators import EstimatorKind
+from predictions.registry.estimators import EstimatorKind, make_estimator
 from predictions.registry.export import export_onnx
 from predictions.registry.parity import MAX_DIFFERENCE, MAX_ROWS, compare, rows_to_compare
 from tests.predictions.registry import examples
@@ -37,6 +37,36 @@ def test_the_export_is_reproducible(kind: EstimatorKind) -> None:
     """The same estimator gives the same bytes, so the digest names the model and not the hour of its export."""
     again = export_onnx(examples.estimator(kind), model_name="fraud", feature_names=BASELINE_FEATURES)
     assert again == examples.onnx_of(kind)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EstimatorKind if kind is not EstimatorKind.LOGISTIC_REGRESSION])
+@pytest.mark.parametrize("start", [0.1, -7.3, 1e6])
+def test_splits_between_neighbouring_float32_values_pass(kind: EstimatorKind, start: float) -> None:
+    """Few different values, as shares of few merchants are, one bit apart: no float32 lies between them to split at."""
+    random = np.random.default_rng(0)
+    values = [np.float32(start)]
+    for _ in range(40):
+        values.append(np.nextafter(values[-1], np.float32(np.inf)))
+    place = random.integers(0, len(values), 2000)
+    X = random.random((2000, 2), dtype=np.float32)
+    X[:, 0] = np.array(values)[place]
+    model = make_estimator(kind, seed=0).fit(X, place % 3 == 0)
+    found = compare(
+        estimator=model,
+        onnx_bytes=export_onnx(model, model_name="fraud", feature_names=("a", "b")),
+        rows=rows_to_compare(test=X, train=X, defaults=(0.0, 0.0)),
+        thresholds=Thresholds(review_from=0.5037, decline_from=0.9037),
+    )
+    assert found.passed, str(found)
+
+
+def test_the_export_leaves_the_estimator_as_it_is() -> None:
+    """Its archive is that of what was trained."""
+    model = make_estimator(EstimatorKind.BOOSTED_TREES, seed=0).fit(examples.rows().X, examples.rows().labels)
+    before = [tree.nodes.copy() for trees in model._predictors for tree in trees]
+    export_onnx(model, model_name="fraud", feature_names=BASELINE_FEATURES)
+    after = [tree.nodes for trees in model._predictors for tree in trees]
+    assert all((one == other).all() for one, other in zip(before, after, strict=True))
 
 
 def test_the_artifact_of_another_model_is_caught() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from predictions.registry.estimators import EstimatorKind
+from predictions.registry.flagging import most_declined, most_flagged
 from predictions.registry.protocol import TooLittleData
 from predictions.registry.thresholds import DECLINE_PRECISION, LEEWAY, _fold_of_rows, choose_thresholds, unseen_scores
 from tests.predictions.registry import examples
@@ -45,6 +46,53 @@ def test_thresholds_exist_for_every_model(data: st.DataObject, scores: np.ndarra
     labels = data.draw(hnp.arrays(np.int8, len(scores), elements=st.integers(0, 1)))
     chosen = choose_thresholds(unseen_scores=scores, labels=labels, final_scores=scores)
     assert 0 < chosen.review_from < chosen.decline_from
+
+
+@given(
+    hnp.arrays(np.float32, 40, elements=st.sampled_from([0.0, 0.0045, 0.0046, 0.01, 0.3, 0.9, 1.0])),
+    hnp.arrays(np.float32, 60, elements=st.sampled_from([0.0, 0.0044, 0.0045, 0.0047, 0.3, 0.31, 1.0])),
+    hnp.arrays(np.float32, 60, elements=st.sampled_from([0.0, 0.0044, 0.0045, 0.0047, 0.3, 0.31, 1.0])),
+)
+def test_never_more_is_flagged_than_can_be_meant(unseen: np.ndarray, final: np.ndarray, later: np.ndarray) -> None:
+    """Of later transactions, scored by the final model, whatever the models give that the thresholds come from."""
+    labels = (np.arange(40) == 0).astype(int)
+    chosen = choose_thresholds(unseen_scores=unseen, labels=labels, final_scores=final, later_scores=later)
+    assert (later >= chosen.review_from).mean() <= most_flagged(1 / 40)
+    assert (later >= chosen.decline_from).mean() <= most_declined(1 / 40)
+    assert 0 < chosen.review_from < chosen.decline_from
+
+
+def test_dearer_frauds_are_declined_earlier() -> None:
+    """Where a missed fraud costs as much as so many false declines, both together cost least."""
+    random = np.random.default_rng(0)
+    labels = (random.random(20_000) < 0.01).astype(int)
+    scores = np.clip(random.normal(0.2 + 0.3 * labels, 0.1), 0.001, 0.999)
+
+    def cost(threshold: float, ratio: float) -> float:
+        declined = scores >= threshold
+        return float(ratio * labels[~declined].sum() + (1 - labels)[declined].sum())
+
+    found = []
+    for ratio in (1, 5, 20):
+        chosen = choose_thresholds(unseen_scores=scores, labels=labels, final_scores=scores, cost_ratio=ratio)
+        # All transactions are held-out ones here; what may be declined has an end.
+        assert (scores >= chosen.decline_from).mean() <= most_declined(labels.mean())
+        found.append(chosen.decline_from)
+    assert found == sorted(found, reverse=True)
+    assert cost(found[0], 1) <= min(cost(threshold, 1) for threshold in np.linspace(0.1, 0.9, 200)) + 1
+
+
+def test_a_small_tree_does_not_send_nearly_everything_to_review() -> None:
+    """Nearly all rows have the score of one leaf, which in the final model lies a little higher than in the folds."""
+    count = 20_000
+    labels = np.zeros(count, dtype=int)
+    labels[:180] = 1
+    folds = np.full(count, 0.0043)
+    folds[::2] = 0.0047
+    folds[:120] = 0.9
+    final = np.where(folds > 0.5, 0.88, 0.0046)
+    chosen = choose_thresholds(unseen_scores=folds, labels=labels, final_scores=final, later_scores=final)
+    assert (final >= chosen.review_from).sum() == 120
 
 
 def test_no_training_score_lies_on_a_threshold() -> None:

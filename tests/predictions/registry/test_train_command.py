@@ -1,6 +1,7 @@
 """`manage.py train` and `manage.py model`, from a ledger in Postgres to a model that serves."""
 
 import json
+import re
 from io import StringIO
 from typing import Any
 
@@ -12,10 +13,13 @@ from features.models import Transaction
 from predictions.models import Activation, ModelVersion
 from predictions.registry import parity, train
 from predictions.registry.active import load_model_version
+from predictions.registry.flagging import MOST_FLAGGED
+from predictions.registry.thresholds import COST_RATIOS
 from tests.predictions.registry import examples
-from tests.predictions.registry.ledgers import BEGIN, fill_ledger
+from tests.predictions.registry.ledgers import fill_ledger
 
 pytestmark = pytest.mark.django_db
+END = "2024-06-30T23:59:00Z"
 
 
 def _json(command: str, *arguments: str) -> dict[str, Any]:
@@ -50,6 +54,54 @@ def test_every_estimator_trains_registers_and_serves(estimator: str) -> None:
     model = load_model_version(model_version)
     assert 0 <= model.score_one(model.baseline) <= 1
     assert model.digest == report["digest"]
+
+
+def test_a_small_tree_on_simulated_payments_flags_what_can_be_looked_at() -> None:
+    """Its few scores are no reason to send nearly every payment to review; what it flags is printed and stored."""
+    call_command("simulate_transactions", "--customers", "1000", "--merchants", "500", "--days", "45", "--end", END)
+    for kind in ("decision_tree", "boosted_trees"):
+        report = _json("train", "--estimator", kind, "--features", "baseline", "--no-activate")
+        assert 0 < report["flagged_share"] <= MOST_FLAGGED
+        assert report["declined"] <= report["flagged"]
+        stored = ModelVersion.objects.get(version=report["model_version"])
+        assert stored.metrics["flagged_share"] == report["flagged_share"]
+        assert report["average_precision_low"] <= report["average_precision"] <= report["average_precision_high"]
+
+
+@pytest.mark.usefixtures("ledger")
+def test_thresholds_are_a_choice() -> None:
+    """What a missed fraud costs against a false decline: shown for some ratios, and taken with --cost-ratio."""
+    shown = _json("train", "--features", "baseline")
+    choices = {one["cost_ratio"]: one for one in shown["threshold_choices"]}
+    assert list(choices) == list(COST_RATIOS)
+    for one in choices.values():
+        assert one["cost"] == one["cost_ratio"] * one["missed"] + one["false_declines"]
+        assert one["missed"] + one["declined"] - one["false_declines"] == shown["test_frauds"]
+    taken = _json("train", "--features", "baseline", "--cost-ratio", "20", "--no-activate")
+    assert taken["thresholds"]["decline_from"] == choices[20.0]["decline_from"]
+    assert taken["training"]["cost_ratio"] == 20
+
+
+@pytest.mark.usefixtures("ledger")
+def test_training_says_in_words_what_it_found(capsys: Any) -> None:
+    """Flagged share, precision of decline, reliability, interval and what the days lack, each with its counts."""
+    Transaction.objects.filter(occurred_at__date="2024-03-16").delete()
+    call_command("train", "--estimator", "logistic_regression", "--features", "baseline")
+    call_command("train", "--estimator", "logistic_regression", "--features", "baseline")
+    said = capsys.readouterr().out
+    for part in (
+        r"flagged         flags \d+ of \d+ \(\d+\.\d\d%\), declines \d+ .*, precision of decline .*, recall ",
+        r"95 % interval 0\.\d{3} to ",
+        r"Brier 0\.\d+; 0 to 0\.01: \d+ rows score",
+        r"choice          if a missed fraud costs 20 false declines: decline from 0\.\d+, \d+ declined",
+        r"warning         1 of 7 training days have no labelled transaction: 2024-03-16",
+        r"warning         the test period has \d+ frauds, fewer than 30",
+        r"test transactions of \d+ customers were left out",
+        r"candidate       fraud 2: average precision",
+        r"champion        fraud 1: average precision",
+        r"difference      \+0\.000 in average precision",
+    ):
+        assert re.search(part, said), part
 
 
 @pytest.mark.usefixtures("ledger")
@@ -154,6 +206,9 @@ def test_live_traffic_without_labels_does_not_move_the_default_periods() -> None
         (("--seed", "-1"), "not between 0 and"),
         (("--estimator", "magic"), "invalid choice"),
         (("--name", "a b"), "no model name"),
+        (("--cost-ratio", "0"), "not between"),
+        (("--cost-ratio", "nan"), "not between"),
+        (("--cost-ratio", "x"), "is no number"),
     ],
 )
 def test_wrong_options_are_named(arguments: tuple[str, ...], message: str) -> None:
@@ -166,7 +221,7 @@ def test_wrong_options_are_named(arguments: tuple[str, ...], message: str) -> No
 def test_activate_and_roll_back_by_hand() -> None:
     """Activation and rollback are new rows; the list marks the one that serves."""
     for _ in range(2):
-        _json("train", "--estimator", "decision_tree", "--train-start", BEGIN.date().isoformat())
+        _json("train", "--estimator", "decision_tree")
     assert _json("model", "rollback")["version"] == 1
     assert _json("model", "activate", "2")["version"] == 2
     listed = {one["version"]: one["active"] for one in _json("model", "list")["models"]}
