@@ -27,7 +27,11 @@ Amount = Annotated[
 ]
 Currency = Annotated[
     str,
-    Meta(pattern=r"^[A-Z]{3}\Z", description="three capital letters (ISO 4217)"),
+    Meta(
+        pattern=r"^[A-Z]{3}\Z",
+        description="three capital letters (ISO 4217)",
+        extra_json_schema={"type": ["string", "null"]},  # null is as if it were left out (`shapes.py`)
+    ),
 ]
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a time zone, from 1970 to at most one day from now")

@@ -18,10 +18,11 @@ from mlserve.api.throttle import charge
 from mlserve.errors import STATUS_OF, ErrorCode, MlserveError
 from predictions.api.decoding import (
     decode_labels,
-    decode_score_batch,
     decode_score_options,
     decode_score_request,
     decode_transaction_id,
+    decode_transactions,
+    split_score_batch,
 )
 from predictions.api.lists import BatchResponse, BatchResult, LabelResult, LabelsResponse
 from predictions.api.model_list import list_models
@@ -81,6 +82,9 @@ class ScoresView(_ScoringView):
 class ScoreBatchView(_ScoringView):
     reads_parameters = True
 
+    def check_throttles(self, request: Request) -> None:
+        """Charged are all of its items at once, when they are counted: what a limit refuses costs nothing."""
+
     @describe_score_batch
     def post(self, request: Request) -> HttpResponse:
         """Scores up to 100 transactions as `POST /v1/scores` scores one, in far less time than one by one.
@@ -89,16 +93,21 @@ class ScoreBatchView(_ScoringView):
         wrong harms no other. Of one customer's transactions a later one has the earlier ones in its windows. The
         `X-Data-Version` of each stands in its result, since the header could not hold all of them.
         """
-        body = read_json_body(request)
+        try:
+            items = split_score_batch(read_json_body(request))
+            options = decode_score_options(request._request.META["QUERY_STRING"])
+            at_least = data_version.versions_sent(request._request)
+        except MlserveError:
+            charge(request)
+            raise
+        charge(request, units=len(items))
         now = datetime.now(UTC)
-        requests = decode_score_batch(body, now=now)
-        charge(request, units=len(requests) - 1)
         scored = score_batch(
-            requests=requests,
-            options=decode_score_options(request._request.META["QUERY_STRING"]),
+            requests=decode_transactions(items, now=now),
+            options=options,
             client=_client_id(request),
             now=now.timestamp(),
-            at_least=data_version.versions_sent(request._request),
+            at_least=at_least,
         )
         results = [
             BatchResult(status=int(STATUS_OF[item.code]), problem=problem_of_item(request, item))
@@ -117,6 +126,7 @@ class ScoreBatchView(_ScoringView):
     @extend_schema(exclude=True)
     def get(self, request: Request) -> HttpResponse:
         """A transaction may be called `batch`."""
+        charge(request)
         return StoredScoreView().get(request, "batch")
 
 
