@@ -284,7 +284,7 @@ class TransactionAdmin(ReadOnlyAdmin):
 @admin.register(LabelReport)
 class LabelReportAdmin(ReadOnlyAdmin):
     list_display = ("transaction_id", "label", "label_before", "effect", "reported", "recorded", "client")
-    fields = ("transaction", "label", "label_before", "effect", "reported", "recorded", "client", "reports")
+    fields = ("transaction", "label", "label_before", "effect", "reported", "recorded", "client", "report_id", "reports")
     list_filter = ("is_fraud", "applied", "recorded_at")
     search_fields = ("transaction_id__exact",)
     search_help_text = "The whole id of a transaction."

@@ -36,6 +36,15 @@ Currency = Annotated[
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a time zone, from 1970 to at most one day from now")
 ]
+ReportId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._:-]+\Z",
+        description="1 to 64 of the characters A-Z a-z 0-9 . _ : -; the reporter's own name for this report",
+    ),
+]
 IsFraud = Annotated[bool, Meta(description="true or false")]
 MaxAge = Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, 0 to 31,536,000 (a year)")]
 
@@ -59,11 +68,15 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What became of a transaction, as somebody reports it. `reported_at`: when they said so; now if it is left out."""
+    """What became of a transaction, as somebody reports it. `reported_at`: when they said so; now if it is left out.
+
+    The same `report_id` again, or without one the same contents, is the same report and changes nothing.
+    """
 
     transaction_id: TransactionId
     is_fraud: IsFraud
     reported_at: Moment | None = None
+    report_id: ReportId | None = None
 
 
 class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -147,7 +147,8 @@ class LabelsView(_ScoringView):
     def post(self, request: Request) -> HttpResponse:
         """Takes in what became of up to 1,000 earlier transactions: fraud, or not.
 
-        The same again changes nothing. A later report corrects an earlier one, whose history is kept; one that is older
+        The same again changes nothing, whatever came between: the same `report_id`, or without one the same contents. A
+        later report corrects an earlier one, whose history is kept; one that is older
         than the report in force is kept and changes nothing. Features know it from the moment of its arrival on.
         """
         body = read_json_body(request)
