@@ -119,7 +119,12 @@ def score_batch(
         lap("journal")
         for each in recorded:
             assert each.response is not None
-            cache.recorder.score(each.response.decision, degraded=each.response.degraded, seconds=lap.total_s)
+            cache.recorder.score(
+                each.response.decision,
+                degraded=each.response.degraded,
+                cold_start=each.response.cold_start is True,
+                seconds=lap.total_s,
+            )
             if each.derived is not None and each.derived.unrelated:
                 note_differing_builds(each.outcomes, book=book)
             note_score(merchant_id=each.request.merchant_id, amount=each.request.amount, at=now)

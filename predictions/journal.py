@@ -471,6 +471,7 @@ def _insert(session: ingest.Session, entries: Sequence[JournalEntry]) -> "psycop
             "score": entry.response.score,
             "decision": entry.response.decision,
             "degraded": entry.response.degraded,
+            "cold_start": entry.response.cold_start is True,
             "response": stored.pack(msgspec.json.encode(entry.response)).hex(),
             "decided_at": entry.response.decided_at,
         }
@@ -482,13 +483,13 @@ def _insert(session: ingest.Session, entries: Sequence[JournalEntry]) -> "psycop
 _INSERT = """
 INSERT INTO predictions_decision (
     transaction_id, client, request_digest, model_version_id, policy_version,
-    score, decision, degraded, response, decided_at
+    score, decision, degraded, cold_start, response, decided_at
 )
 SELECT transaction_id, client, decode(request_digest, 'hex'), model_version_id, policy_version,
-       score, decision, degraded, decode(response, 'hex'), decided_at
+       score, decision, degraded, cold_start, decode(response, 'hex'), decided_at
 FROM json_to_recordset(convert_from(%b, 'UTF8')::json) AS given (
     transaction_id text, client text, request_digest text, model_version_id bigint, policy_version bigint,
-    score float8, decision text, degraded boolean, response text, decided_at timestamptz
+    score float8, decision text, degraded boolean, cold_start boolean, response text, decided_at timestamptz
 )
 ON CONFLICT (transaction_id) DO NOTHING
 RETURNING transaction_id

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from mlserve.api.moments import Instant
 from mlserve.cache.outcome import Degradation
@@ -126,7 +126,11 @@ class ServedTier(msgspec.Struct, frozen=True, gc=False):
 
 
 class ScoreResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer. `features` and `trace` stand there if they were asked for."""
+    """The answer. `features` and `trace` stand there if they were asked for.
+
+    `degraded`: the system could not say what it should have, for `degraded_reasons`. `cold_start`: it could, and in
+    some feature group nothing is known of the customer or the merchant yet; left out by releases that did not say so.
+    """
 
     transaction_id: str
     score: float
@@ -135,6 +139,7 @@ class ScoreResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     reasons: tuple[Reason, ...]
     degraded: bool
     degraded_reasons: tuple[str, ...]
+    cold_start: bool | UnsetType = UNSET
     oldest_feature_age_s: float | None
     model: ServedModel
     policy_version: int

@@ -144,7 +144,12 @@ def score_transaction(
         return ScoredTransaction(_encode(earlier, options), True, lap.milliseconds, versions)
     if recorded.spooled:
         response = with_degradation(response, Degradation.DECISION_SPOOLED)
-    cache.recorder.score(response.decision, degraded=response.degraded, seconds=lap.total_s)
+    cache.recorder.score(
+        response.decision,
+        degraded=response.degraded,
+        cold_start=response.cold_start is True,
+        seconds=lap.total_s,
+    )
     if derived.unrelated:
         note_differing_builds(outcomes, book=book)
     note_score(merchant_id=request.merchant_id, amount=request.amount, at=now)

@@ -35,6 +35,7 @@ _RESPONSE: Final[dict[str, Any]] = {
     "reasons": [],
     "degraded": False,
     "degraded_reasons": [],
+    "cold_start": False,
     "oldest_feature_age_s": 12.4,
     "model": {"name": "fraud", "version": 3},
     "policy_version": 7,
