@@ -6,6 +6,8 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schem
 
 from mlserve.api.openapi import (
     KEYED,
+    REPLAYED,
+    SERVER_TIMING,
     VERSION_ANSWERED,
     VERSION_SENT,
     answer,
@@ -139,7 +141,9 @@ _OPTIONS: Final = [
     OpenApiParameter(
         "dry_run",
         {"type": "string", "enum": ["true", "false"]},
-        description="Stores nothing, fills nothing, counts nothing.",
+        description="Stores nothing, fills nothing, counts nothing. Left out: false.",
+        # What a page fills in before anybody has typed must record nothing.
+        examples=[OpenApiExample("Record nothing", value="true", parameter_only=("dry_run", "query"))],
     ),
 ]
 _BODIED: Final = (ErrorCode.LENGTH_REQUIRED, ErrorCode.BODY_TOO_LARGE, ErrorCode.UNSUPPORTED_MEDIA_TYPE)
@@ -149,7 +153,7 @@ describe_score = extend_schema(
     operation_id="score",
     summary="Score a transaction",
     tags=["scores"],
-    parameters=[*_OPTIONS, VERSION_SENT, VERSION_ANSWERED],
+    parameters=[*_OPTIONS, VERSION_SENT, VERSION_ANSWERED, SERVER_TIMING, REPLAYED],
     request=request_body(ScoreRequest),
     examples=[
         OpenApiExample("A payment", value=_REQUEST, request_only=True),
@@ -173,7 +177,7 @@ describe_score_batch = extend_schema(
     operation_id="score_batch",
     summary="Score up to 100 transactions",
     tags=["scores"],
-    parameters=[*_OPTIONS, VERSION_SENT],
+    parameters=[*_OPTIONS, VERSION_SENT, SERVER_TIMING],
     request=request_body(BatchRequest),
     examples=[
         OpenApiExample(
@@ -213,8 +217,13 @@ describe_labels = extend_schema(
             "A chargeback, and a payment that was genuine",
             value={
                 "labels": [
-                    {"transaction_id": "example-1", "is_fraud": True, "reported_at": "2026-01-12T09:00:00Z"},
-                    {"transaction_id": "example-3", "is_fraud": False},
+                    {
+                        "transaction_id": "the-id-of-a-payment",
+                        "is_fraud": True,
+                        "reported_at": "2026-01-12T09:00:00Z",
+                        "report_id": "chargeback-1",
+                    },
+                    {"transaction_id": "the-id-of-another", "is_fraud": False},
                 ]
             },
             request_only=True,

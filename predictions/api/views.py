@@ -68,7 +68,7 @@ class ScoresView(_ScoringView):
             options=decode_score_options(request._request.META["QUERY_STRING"]),
             client=_client_id(request),
             now=now.timestamp(),
-            at_least=data_version.versions_sent(request._request),
+            at_least=self.versions_sent,
         )
         headers = {
             "Server-Timing": _server_timing(scored.server_timing),
@@ -96,7 +96,6 @@ class ScoreBatchView(_ScoringView):
         try:
             items = split_score_batch(read_json_body(request))
             options = decode_score_options(request._request.META["QUERY_STRING"])
-            at_least = data_version.versions_sent(request._request)
         except MlserveError:
             charge(request)
             raise
@@ -107,7 +106,7 @@ class ScoreBatchView(_ScoringView):
             options=options,
             client=_client_id(request),
             now=now.timestamp(),
-            at_least=at_least,
+            at_least=self.versions_sent,
         )
         results = [
             BatchResult(status=int(STATUS_OF[item.code]), problem=problem_of_item(request, item))
