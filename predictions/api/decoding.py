@@ -23,6 +23,7 @@ MOST_LABELS: Final = 1_000
 
 __all__ = [
     "InvalidFields",
+    "asks_for_reasons",
     "decode_labels",
     "decode_score_batch",
     "decode_score_options",
@@ -89,15 +90,26 @@ def decode_score_options(query: str) -> ScoreOptions:
     options: dict[str, bool] = {}
     for name, value in read_parameters(query, single=("dry_run",), repeatable=("include",)):
         if name == "include":
-            for part in value.split(",") if value else ():
-                if part not in _INCLUDABLE:
-                    raise _bad_parameter("include", part, f"any of {', '.join(_INCLUDABLE)}, separated by commas")
-                options[part] = True
+            options.update(dict.fromkeys(_included(value), True))
         elif value in _BOOLEANS:
             options["dry_run"] = _BOOLEANS[value]
         else:
             raise _bad_parameter("dry_run", value, "true, false")
     return ScoreOptions(**options)
+
+
+def asks_for_reasons(query: str) -> bool:
+    """Of a stored score, which has features and trace in any case. Raises `InvalidParameter`."""
+    parameters = read_parameters(query, repeatable=("include",)) if query else ()
+    return "reasons" in [part for _, value in parameters for part in _included(value)]
+
+
+def _included(value: str) -> list[str]:
+    parts = value.split(",") if value else []
+    for part in parts:
+        if part not in _INCLUDABLE:
+            raise _bad_parameter("include", part, f"any of {', '.join(_INCLUDABLE)}, separated by commas")
+    return parts
 
 
 def decode_transaction_id(text: str) -> str:

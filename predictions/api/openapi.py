@@ -201,10 +201,18 @@ describe_stored_score = extend_schema(
     operation_id="get_score",
     summary="A score that was given",
     tags=["scores"],
-    parameters=[_TRANSACTION_ID],
+    parameters=[
+        _TRANSACTION_ID,
+        OpenApiParameter(
+            "include",
+            {"type": "array", "items": {"type": "string", "enum": ["features", "trace", "reasons"]}},
+            explode=False,
+            description="`reasons`: also of an approval that was given without. Features and trace are always there.",
+        ),
+    ],
     responses={
         **answer(ScoreResponse, "As it was given, with features and trace", example=_EXPLAINED),
-        **problems(*KEYED, ErrorCode.NOT_FOUND, ErrorCode.OVERLOADED),
+        **problems(*KEYED, ErrorCode.NOT_FOUND, ErrorCode.MODEL_UNUSABLE, ErrorCode.OVERLOADED),
     },
 )
 describe_labels = extend_schema(

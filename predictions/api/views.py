@@ -17,6 +17,7 @@ from mlserve.api.problems import problem_of_item
 from mlserve.api.throttle import charge
 from mlserve.errors import STATUS_OF, ErrorCode, MlserveError
 from predictions.api.decoding import (
+    asks_for_reasons,
     decode_labels,
     decode_score_options,
     decode_score_request,
@@ -34,6 +35,7 @@ from predictions.api.openapi import (
     describe_stored_score,
 )
 from predictions.batch import score_batch
+from predictions.explaining import stored_score_with_reasons
 from predictions.labels import take_labels
 from predictions.scoring import score_transaction, stored_score
 
@@ -130,10 +132,17 @@ class ScoreBatchView(_ScoringView):
 
 
 class StoredScoreView(_ScoringView):
+    reads_parameters = True
+
     @describe_stored_score
-    def get(self, _request: Request, transaction_id: str) -> HttpResponse:
-        """The answer that was given, with the tier, age and allowed age of every feature, and each tier's part."""
-        body = stored_score(decode_transaction_id(transaction_id))
+    def get(self, request: Request, transaction_id: str) -> HttpResponse:
+        """The answer that was given, with the tier, age and allowed age of every feature, and each tier's part.
+
+        An approval has no reasons unless they were asked for; `include=reasons` computes them now, from the values that
+        the model got then.
+        """
+        find = stored_score_with_reasons if asks_for_reasons(request._request.META["QUERY_STRING"]) else stored_score
+        body = find(decode_transaction_id(transaction_id))
         if body is None:
             raise ScoreNotFound(f"No transaction {transaction_id} was scored.")
         return HttpResponse(body, content_type=_JSON)
