@@ -81,6 +81,22 @@ class TransactionConflict(MlserveError):
     code: ClassVar[ErrorCode] = ErrorCode.TRANSACTION_CONFLICT
 
 
+def conflict_with_ledger(transaction_id: str) -> TransactionConflict:
+    """It was imported, or its decision is older than what is kept."""
+    return TransactionConflict(
+        f"transaction {transaction_id} is in the ledger with another time, customer, merchant, amount or currency; "
+        "a new transaction needs a new transaction_id"
+    )
+
+
+def conflict_with_decision(transaction_id: str) -> TransactionConflict:
+    """It was scored."""
+    return TransactionConflict(
+        f"transaction {transaction_id} was scored before with other contents; "
+        "a new transaction needs a new transaction_id"
+    )
+
+
 class JournalTimeout(MlserveError):
     """The commit did not come back in time; whether the decision stands is unknown until the id is asked for again."""
 
@@ -508,16 +524,10 @@ def _compare(
     entry: JournalEntry, earlier: tuple[bytes, bytes] | None, *, activity_version: int = 0
 ) -> Recorded | MlserveError:
     if earlier is None:
-        return TransactionConflict(
-            f"transaction {entry.transaction.id} is in the ledger with another time, customer, merchant, amount or "
-            "currency; a new transaction needs a new transaction_id"
-        )
+        return conflict_with_ledger(entry.transaction.id)
     digest, response = earlier
     if digest != entry.digest:
-        return TransactionConflict(
-            f"transaction {entry.transaction.id} was scored before with other contents; "
-            "a new transaction needs a new transaction_id"
-        )
+        return conflict_with_decision(entry.transaction.id)
     try:
         return Recorded(stored=stored.unpack(response), activity_version=activity_version)
     except stored.AnswerUnreadable as error:
