@@ -284,7 +284,17 @@ class TransactionAdmin(ReadOnlyAdmin):
 @admin.register(LabelReport)
 class LabelReportAdmin(ReadOnlyAdmin):
     list_display = ("transaction_id", "label", "label_before", "effect", "reported", "recorded", "client")
-    fields = ("transaction", "label", "label_before", "effect", "reported", "recorded", "client", "reports")
+    fields = (
+        "transaction",
+        "label",
+        "label_before",
+        "effect",
+        "reported",
+        "recorded",
+        "client",
+        "report_id",
+        "reports",
+    )
     list_filter = ("is_fraud", "applied", "recorded_at")
     search_fields = ("transaction_id__exact",)
     search_help_text = "The whole id of a transaction."
@@ -380,7 +390,9 @@ def in_words(is_fraud: bool | None) -> str:
 
 
 def _effect(report: LabelReport) -> str:
-    return "came into force" if report.applied else "older than the one in force"
+    if report.applied:
+        return "came into force"
+    return "confirmed the one in force" if report.is_fraud == report.was else "older than the one in force"
 
 
 def _reports_of(transaction_id: str) -> SafeString | str:

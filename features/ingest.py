@@ -91,11 +91,13 @@ def _conflicting(cursor: psycopg.Cursor[Any], transactions: Sequence[NewTransact
         ([transaction.id for transaction in transactions],),
     )
     held = {row[0]: NewTransaction(*row) for row in cursor.fetchall()}
-    return frozenset(
-        transaction.id
-        for transaction in transactions
-        if msgspec.structs.replace(transaction, occurred_at=transaction.occurred_at.astimezone(UTC))
-        != msgspec.structs.replace(held[transaction.id], occurred_at=held[transaction.id].occurred_at.astimezone(UTC))
+    return frozenset(transaction.id for transaction in transactions if not is_same(transaction, held[transaction.id]))
+
+
+def is_same(one: NewTransaction, other: NewTransaction) -> bool:
+    """Whether both are one transaction, in whatever time zones."""
+    return msgspec.structs.replace(one, occurred_at=one.occurred_at.astimezone(UTC)) == msgspec.structs.replace(
+        other, occurred_at=other.occurred_at.astimezone(UTC)
     )
 
 

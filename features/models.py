@@ -46,6 +46,10 @@ class LabelReport(models.Model):
     """Whether it came into force; one that is older than the report in force does not."""
     was = models.BooleanField(null=True)
     """The label that was in force before."""
+    report_id = models.TextField("report id", db_default="", blank=True)
+    """The reporter's own name for the report; empty without one. Under one of them a transaction has one report."""
+    digest = models.BinaryField(null=True)
+    """Of what was sent: tells a repetition from a new report. Null in reports of releases before."""
 
     class Meta:
         indexes = (models.Index(fields=["transaction_id", "id"], name="label_report_transaction"),)

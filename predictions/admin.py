@@ -251,7 +251,7 @@ class ActivationAdmin(ReadOnlyAdmin):
 @admin.register(Decision)
 class DecisionAdmin(ReadOnlyAdmin):
     list_display = ("transaction_id", "decided", "decision", "score_shown", "health", "model_version", "client")
-    list_filter = ("decision", "degraded", "decided_at")
+    list_filter = ("decision", "degraded", "cold_start", "decided_at")
     list_select_related = ("model_version",)
     search_fields = ("transaction_id__exact",)
     search_help_text = "The whole id of a transaction."
@@ -286,7 +286,9 @@ class DecisionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="health", ordering="degraded")
     def health(self, decision: Decision) -> SafeString | str:
-        return format_html('<span class="badge warn">{}</span>', "degraded") if decision.degraded else "whole"
+        if decision.degraded:
+            return format_html('<span class="badge warn">{}</span>', "degraded")
+        return "cold start" if decision.cold_start else "whole"
 
     @admin.display(description="degraded because")
     def degraded_reasons(self, decision: Decision) -> str:

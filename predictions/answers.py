@@ -25,6 +25,7 @@ from predictions.messages import (
 )
 from predictions.registry.artifact import LoadedModel
 
+_COLD = frozenset({Degradation.UNKNOWN_ENTITY})
 _AGE_DIGITS = 6
 _MS_DIGITS = 3
 """Microseconds: what the clock gives; more digits would only look precise."""
@@ -67,8 +68,9 @@ def make_response(
         risk_level=decided.risk_level,
         decision=decided.decision,
         reasons=reasons,
-        degraded=bool(degradations),
-        degraded_reasons=tuple(sorted(degradations)),
+        degraded=bool(degradations - _COLD),
+        degraded_reasons=tuple(sorted(degradations - _COLD)),
+        cold_start=bool(degradations & _COLD),
         oldest_feature_age_s=round(max(ages), _AGE_DIGITS) if ages else None,
         model=ServedModel(model.name, model.version),
         policy_version=policy_version,

@@ -29,6 +29,7 @@ from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
 from predictions import delivery
 from predictions.answers import make_response, needs_reasons, trace_of, what_was_asked_for
+from predictions.conflicts import Known
 from predictions.decisions import Decided, decide
 from predictions.doubts import doubts_about
 from predictions.identity import digest_of, transaction_of
@@ -119,7 +120,12 @@ def score_batch(
         lap("journal")
         for each in recorded:
             assert each.response is not None
-            cache.recorder.score(each.response.decision, degraded=each.response.degraded, seconds=lap.total_s)
+            cache.recorder.score(
+                each.response.decision,
+                degraded=each.response.degraded,
+                cold_start=each.response.cold_start is True,
+                seconds=lap.total_s,
+            )
             if each.derived is not None and each.derived.unrelated:
                 note_differing_builds(each.outcomes, book=book)
             note_score(merchant_id=each.request.merchant_id, amount=each.request.amount, at=now)
@@ -132,10 +138,9 @@ def _distinct(
     """Which candidate answers for each place, and the candidates. A repetition's candidate stands in an earlier place.
 
     Of two with one id and other contents the journal says which is the conflict: it knows what was scored before.
-    A dry run has no journal, so there it is the later one, and no digest is needed unless an id stands there twice.
+    A dry run asks what is known; of two that are new it is the later one.
     """
-    ids = [request.transaction_id for request in requests if not isinstance(request, MlserveError)]
-    compared = not dry_run or len(set(ids)) < len(ids)
+    known_before = Known([each for each in requests if isinstance(each, ScoreRequest)]) if dry_run else None
     places: list[_Candidate | MlserveError] = []
     known: dict[tuple[str, bytes], _Candidate] = {}
     claimed: dict[str, bytes] = {}
@@ -143,11 +148,16 @@ def _distinct(
         if isinstance(request, MlserveError):
             places.append(request)
             continue
-        digest = digest_of(request) if compared else b""
+        digest = digest_of(request)
         candidate = known.get((request.transaction_id, digest))
         if candidate is None:
             candidate = known[request.transaction_id, digest] = _Candidate(request, digest)
-            if claimed.setdefault(request.transaction_id, digest) != digest and dry_run:
+            claimed_first = claimed.setdefault(request.transaction_id, digest) == digest
+            if known_before is not None and known_before.is_decided(request):
+                candidate.error = known_before.conflict(request)
+            elif known_before is not None and (conflict := known_before.conflict(request)) is not None:
+                candidate.error = conflict
+            elif known_before is not None and not claimed_first:
                 candidate.error = TransactionConflict(
                     f"transaction {request.transaction_id} stands in this batch before, with other contents; "
                     "a new transaction needs a new transaction_id"

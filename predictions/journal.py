@@ -84,6 +84,22 @@ class TransactionConflict(MlserveError):
     code: ClassVar[ErrorCode] = ErrorCode.TRANSACTION_CONFLICT
 
 
+def conflict_with_ledger(transaction_id: str) -> TransactionConflict:
+    """It was imported, or its decision is older than what is kept."""
+    return TransactionConflict(
+        f"transaction {transaction_id} is in the ledger with another time, customer, merchant, amount or currency; "
+        "a new transaction needs a new transaction_id"
+    )
+
+
+def conflict_with_decision(transaction_id: str) -> TransactionConflict:
+    """It was scored."""
+    return TransactionConflict(
+        f"transaction {transaction_id} was scored before with other contents; "
+        "a new transaction needs a new transaction_id"
+    )
+
+
 class JournalTimeout(MlserveError):
     """The commit did not come back in time; whether the decision stands is unknown until the id is asked for again."""
 
@@ -492,6 +508,7 @@ def _insert(session: ingest.Session, entries: Sequence[JournalEntry]) -> "psycop
             "score": entry.response.score,
             "decision": entry.response.decision,
             "degraded": entry.response.degraded,
+            "cold_start": entry.response.cold_start is True,
             "response": stored.pack(msgspec.json.encode(entry.response)).hex(),
             "decided_at": entry.response.decided_at,
         }
@@ -503,13 +520,13 @@ def _insert(session: ingest.Session, entries: Sequence[JournalEntry]) -> "psycop
 _INSERT = """
 INSERT INTO predictions_decision (
     transaction_id, client, request_digest, model_version_id, policy_version,
-    score, decision, degraded, response, decided_at
+    score, decision, degraded, cold_start, response, decided_at
 )
 SELECT transaction_id, client, decode(request_digest, 'hex'), model_version_id, policy_version,
-       score, decision, degraded, decode(response, 'hex'), decided_at
+       score, decision, degraded, cold_start, decode(response, 'hex'), decided_at
 FROM json_to_recordset(convert_from(%b, 'UTF8')::json) AS given (
     transaction_id text, client text, request_digest text, model_version_id bigint, policy_version bigint,
-    score float8, decision text, degraded boolean, response text, decided_at timestamptz
+    score float8, decision text, degraded boolean, cold_start boolean, response text, decided_at timestamptz
 )
 ON CONFLICT (transaction_id) DO NOTHING
 RETURNING transaction_id
@@ -528,16 +545,10 @@ def _compare(
     entry: JournalEntry, earlier: tuple[bytes, bytes] | None, *, activity_version: int = 0
 ) -> Recorded | MlserveError:
     if earlier is None:
-        return TransactionConflict(
-            f"transaction {entry.transaction.id} is in the ledger with another time, customer, merchant, amount or "
-            "currency; a new transaction needs a new transaction_id"
-        )
+        return conflict_with_ledger(entry.transaction.id)
     digest, response = earlier
     if digest != entry.digest:
-        return TransactionConflict(
-            f"transaction {entry.transaction.id} was scored before with other contents; "
-            "a new transaction needs a new transaction_id"
-        )
+        return conflict_with_decision(entry.transaction.id)
     try:
         return Recorded(stored=stored.unpack(response), activity_version=activity_version)
     except stored.AnswerUnreadable as error:

@@ -14,7 +14,7 @@ def take_labels(labels: Sequence[Label | MlserveError], *, client: str, now: dat
     """What became of each, in their order. Raises Django's database errors, and then nothing was stored."""
     good = [(place, label) for place, label in enumerate(labels) if isinstance(label, Label)]
     reported = report_labels(
-        [NewLabel(label.transaction_id, label.is_fraud, label.reported_at) for _, label in good],
+        [NewLabel(label.transaction_id, label.is_fraud, label.reported_at, label.report_id) for _, label in good],
         client=client,
         now=now,
     )

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from mlserve.api.moments import Instant
 from mlserve.cache.outcome import Degradation
@@ -27,10 +27,23 @@ Amount = Annotated[
 ]
 Currency = Annotated[
     str,
-    Meta(pattern=r"^[A-Z]{3}\Z", description="three capital letters (ISO 4217)"),
+    Meta(
+        pattern=r"^[A-Z]{3}\Z",
+        description="three capital letters (ISO 4217)",
+        extra_json_schema={"type": ["string", "null"]},  # null is as if it were left out (`shapes.py`)
+    ),
 ]
 Moment = Annotated[
     datetime, Meta(tz=True, description="RFC 3339 with a time zone, from 1970 to at most one day from now")
+]
+ReportId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._:-]+\Z",
+        description="1 to 64 of the characters A-Z a-z 0-9 . _ : -; the reporter's own name for this report",
+    ),
 ]
 IsFraud = Annotated[bool, Meta(description="true or false")]
 MaxAge = Annotated[float, Meta(ge=0, le=31_536_000, description="seconds, 0 to 31,536,000 (a year)")]
@@ -55,11 +68,15 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What became of a transaction, as somebody reports it. `reported_at`: when they said so; now if it is left out."""
+    """What became of a transaction, as somebody reports it. `reported_at`: when they said so; now if it is left out.
+
+    The same `report_id` again, or without one the same contents, is the same report and changes nothing.
+    """
 
     transaction_id: TransactionId
     is_fraud: IsFraud
     reported_at: Moment | None = None
+    report_id: ReportId | None = None
 
 
 class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +126,11 @@ class ServedTier(msgspec.Struct, frozen=True, gc=False):
 
 
 class ScoreResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer. `features` and `trace` stand there if they were asked for."""
+    """The answer. `features` and `trace` stand there if they were asked for.
+
+    `degraded`: the system could not say what it should have, for `degraded_reasons`. `cold_start`: it could, and in
+    some feature group nothing is known of the customer or the merchant yet; left out by releases that did not say so.
+    """
 
     transaction_id: str
     score: float
@@ -118,6 +139,7 @@ class ScoreResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     reasons: tuple[Reason, ...]
     degraded: bool
     degraded_reasons: tuple[str, ...]
+    cold_start: bool | UnsetType = UNSET
     oldest_feature_age_s: float | None
     model: ServedModel
     policy_version: int

@@ -114,6 +114,9 @@ class Decision(models.Model):
     score = models.FloatField()
     decision = models.TextField()
     degraded = models.BooleanField()
+    """The system could not say what it should have."""
+    cold_start = models.BooleanField("cold start", db_default=False)
+    """It could, and in some feature group nothing was known of the customer or the merchant yet."""
     response = models.BinaryField()
     """The whole response with features and trace, as JSON bytes."""
     decided_at = models.DateTimeField()

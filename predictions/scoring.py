@@ -31,6 +31,7 @@ from mlserve.cache.wiring import engine
 from mlserve.errors import ErrorCode, MlserveError
 from predictions import delivery
 from predictions.answers import make_response, needs_reasons, trace_of, what_was_asked_for
+from predictions.conflicts import Known
 from predictions.decisions import decide
 from predictions.doubts import doubts_about
 from predictions.identity import digest_of, transaction_of
@@ -124,6 +125,9 @@ def score_transaction(
     )
     lap("decide")
     if options.dry_run:
+        conflict = Known((request,)).conflict(request)
+        if conflict is not None:
+            raise conflict
         versions = versions_seen(outcomes.values(), at_least, request=request)
         return ScoredTransaction(_encode(response, options), False, lap.milliseconds, versions)
 
@@ -144,7 +148,12 @@ def score_transaction(
         return ScoredTransaction(_encode(earlier, options), True, lap.milliseconds, versions)
     if recorded.spooled:
         response = with_degradation(response, Degradation.DECISION_SPOOLED)
-    cache.recorder.score(response.decision, degraded=response.degraded, seconds=lap.total_s)
+    cache.recorder.score(
+        response.decision,
+        degraded=response.degraded,
+        cold_start=response.cold_start is True,
+        seconds=lap.total_s,
+    )
     if derived.unrelated:
         note_differing_builds(outcomes, book=book)
     note_score(merchant_id=request.merchant_id, amount=request.amount, at=now)

@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Final
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from rest_framework.exceptions import NotAcceptable
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.views import APIView
@@ -15,6 +16,13 @@ ALTOGETHER_S: Final = 6.0
 _ANYTHING: Final = "*/*"
 
 
+def accepts(accepted: str, offered: str) -> bool:
+    """Whether a client whose `Accept` header is `accepted` takes that media type; parameters are not looked at."""
+    kind, _, _ = offered.partition("/")
+    ranges = [part.partition(";")[0].strip().lower() for part in accepted.split(",")]
+    return any(range_ in (offered, f"{kind}/*", _ANYTHING) for range_ in ranges)
+
+
 class ApiView(APIView):
     """Offers the methods that it defines and no OPTIONS: the OpenAPI document describes it better.
 
@@ -24,6 +32,8 @@ class ApiView(APIView):
     database_s: ClassVar[float | None] = ALTOGETHER_S
     """For which a call may wait for PostgreSQL altogether; None where each part of the work has a bound of its own."""
     metadata_class = None
+    produces: ClassVar[str | None] = None
+    """The media type of its answers, where that is not the renderer's."""
     http_method_names = ["get", "head", "post", "put", "patch", "delete"]
 
     _methods: ClassVar[list[str]] = []
@@ -46,8 +56,13 @@ class ApiView(APIView):
     def perform_content_negotiation(self, request: Request, force: bool = False) -> tuple[BaseRenderer, str]:
         """As REST framework's; with a client that takes anything, or what we have, there is nothing to negotiate."""
         renderer: BaseRenderer = self.get_renderers()[0]
-        if request._request.META.get("HTTP_ACCEPT", _ANYTHING) in (_ANYTHING, renderer.media_type):
+        accepted = request._request.META.get("HTTP_ACCEPT", _ANYTHING)
+        if accepted in (_ANYTHING, renderer.media_type):
             return renderer, renderer.media_type
+        if self.produces is not None:
+            if force or accepts(accepted, self.produces):
+                return renderer, renderer.media_type
+            raise NotAcceptable(available_renderers=[self.produces])
         negotiated: tuple[BaseRenderer, str] = super().perform_content_negotiation(request, force)
         return negotiated
 

@@ -56,10 +56,12 @@ def read_header(header: str) -> dict[Key, int]:
     """The newest version of each key that the tokens in `header` name. Raises as `versions_sent` does."""
     if len(header) > MOST_CHARACTERS:
         raise _refused(f"{len(header):,} characters; at most {MOST_CHARACTERS:,}: send the newest token of each entity")
+    if not header.strip(", \t"):
+        raise _refused("no token: send it as it came, or leave the header out")
     versions: dict[Key, int] = {}
     for text in header.split(","):
         token = text.strip()
-        if not token:
+        if not token:  # lists in headers may have empty elements (RFC 9110, section 5.6.1)
             continue
         for kind, entity_id, group, version in _opened(token):
             key = Key(kind, entity_id, group)

@@ -1,12 +1,15 @@
 """What the endpoints behind an API key share."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rest_framework.request import Request
 
 from mlserve.api.api_view import ApiView
+from mlserve.api.data_version import versions_sent
 from mlserve.api.parameters import read_parameters
 from mlserve.api.throttle import add_headers, charge
+from mlserve.cache.keys import Key
 
 
 class KeyedView(ApiView):
@@ -14,7 +17,12 @@ class KeyedView(ApiView):
 
     Refuses query parameters with 400, once the key is checked: a misspelled one never passes silently.
     A view that takes some says so by `reads_parameters` and reads them by itself.
+
+    So is an `X-Data-Version` that is no token of this service's, also where it would say nothing.
+    `versions_sent`: what it names; None without one.
     """
+
+    versions_sent: Mapping[Key, int] | None = None
 
     reads_parameters: ClassVar[bool] = False
 
@@ -29,6 +37,7 @@ class KeyedView(ApiView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
+        self.versions_sent = versions_sent(request._request)
         query = request._request.META["QUERY_STRING"]
         if query and not self.reads_parameters:
             read_parameters(query)

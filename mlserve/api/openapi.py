@@ -64,18 +64,51 @@ LIMIT_HEADERS: Final[dict[str, Any]] = {
         "example": 2,
     },
 }
+_OF_ALL: Final[dict[str, Any]] = {
+    "Request-Id": {
+        "description": "Names the request in logs and errors: as it was sent, if it is 1 to 64 plain characters.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 64},
+        "example": "019aa9a2-6c5e-7b1d-9a55-3f0f6d1c2b7e",
+    },
+    "Cache-Control": {
+        "description": "Nothing of the API is to be kept by caches.",
+        "schema": {"type": "string", "enum": ["no-store"]},
+    },
+}
+_CHALLENGE: Final[dict[str, Any]] = {
+    "WWW-Authenticate": {
+        "description": "How to authenticate (RFC 6750).",
+        "schema": {"type": "string"},
+        "example": 'Bearer realm="mlserve"',
+    },
+}
+SERVER_TIMING: Final = OpenApiParameter(
+    "Server-Timing",
+    {"type": "string"},
+    OpenApiParameter.HEADER,
+    response=[200],
+    description="Milliseconds of `features`, `predict`, `decide` and, unless it was a dry run, `journal`.",
+)
+REPLAYED: Final = OpenApiParameter(
+    "Idempotent-Replayed",
+    {"type": "string", "enum": ["true"]},
+    OpenApiParameter.HEADER,
+    response=[200],
+    description="Where the transaction was scored before: this is the answer of then. Left out otherwise.",
+)
 _UNCHARGED: Final = {
     str(int(STATUS_OF[code]))
     for code in (ErrorCode.UNAUTHENTICATED, ErrorCode.FORBIDDEN, ErrorCode.NOT_ACCEPTABLE, ErrorCode.INTERNAL)
 }
 """Of answers that nothing was taken from a key for, and of those that Django makes."""
+_UNAUTHENTICATED: Final = str(int(STATUS_OF[ErrorCode.UNAUTHENTICATED]))
 _PASSING: Final = {str(int(STATUS_OF[code])) for code in (ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED)}
 
 
 def schema_of(type_: Any) -> dict[str, Any]:
     """A JSON schema of a msgspec-encodable type, made of references; what they refer to joins the document."""
     (schema,), components = msgspec.json.schema_components([type_], ref_template=_REF_TEMPLATE)
-    _components.update(_in_ecma_dialect(components))
+    _components.update({name: _open_enum(component) for name, component in _in_ecma_dialect(components).items()})
     in_dialect: dict[str, Any] = _in_ecma_dialect(schema)
     return in_dialect
 
@@ -116,7 +149,7 @@ def add_components(result: dict[str, Any], generator: object, request: object, p
             if "requestBody" in operation:
                 operation["requestBody"]["required"] = True
             _describe_limits(operation["responses"])
-    result.setdefault("components", {})["headers"] = LIMIT_HEADERS
+    result.setdefault("components", {})["headers"] = {**LIMIT_HEADERS, **_OF_ALL, **_CHALLENGE}
     schemas: dict[str, Any] = result.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(_components)
     result["components"]["schemas"] = dict(sorted(schemas.items()))
@@ -130,14 +163,27 @@ def _describe_limits(responses: dict[str, Any]) -> None:
         names = [name for name in ("RateLimit", "RateLimit-Policy") if keyed and status not in _UNCHARGED]
         if status in _PASSING:
             names.append("Retry-After")
-        if names:
-            headers = response.setdefault("headers", {})
-            headers.update({name: {"$ref": f"#/components/headers/{name}"} for name in names})
+        if status == _UNAUTHENTICATED:
+            names += _CHALLENGE
+        headers = response.setdefault("headers", {})
+        headers.update({name: {"$ref": f"#/components/headers/{name}"} for name in [*names, *_OF_ALL]})
 
 
 def request_body(type_: Any) -> Mapping[str, Any]:
     """The `request` of `extend_schema` for a JSON body of that type."""
     return {"application/json": schema_of(type_)}
+
+
+def _open_enum(component: dict[str, Any]) -> dict[str, Any]:
+    """Answers may get new codes and outcomes: a client that was generated from the document must not fail on one.
+
+    What requests may say is no component of its own, and stays closed.
+    """
+    if "enum" not in component:
+        return component
+    known = {key: value for key, value in component.items() if key not in ("title", "description")}
+    about = {key: component[key] for key in ("title", "description") if key in component}
+    return {**about, "anyOf": [known, {"type": "string", "description": "New values may come."}]}
 
 
 def _in_ecma_dialect(schema: Any) -> Any:

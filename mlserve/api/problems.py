@@ -112,7 +112,8 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
                 headers={"Allow": allowed},
             )
         case exceptions.NotAcceptable():
-            return problem_response(request, ErrorCode.NOT_ACCEPTABLE, "Only application/json is served here.")
+            served = getattr(context["view"], "produces", None) or "application/json"
+            return problem_response(request, ErrorCode.NOT_ACCEPTABLE, f"Only {served} is served here.")
         case exceptions.UnsupportedMediaType():
             return problem_response(request, ErrorCode.UNSUPPORTED_MEDIA_TYPE, str(error.detail))
         case RequestDataTooBig():
@@ -171,7 +172,19 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Django's `CSRF_FAILURE_VIEW`: also for what is posted to an address that is only there to be looked at."""
     if is_page(request.path_info):
         return csrf.csrf_failure(request, reason)
-    return problem_response(request, ErrorCode.FORBIDDEN, "This is not allowed here.")
+    if "HTTP_AUTHORIZATION" not in request.META:
+        return problem_response(
+            request,
+            ErrorCode.UNAUTHENTICATED,
+            "Nothing can be sent here without an API key; the API's addresses are below /v1/.",
+            headers={"WWW-Authenticate": 'Bearer realm="mlserve"'},
+        )
+    return problem_response(
+        request,
+        ErrorCode.METHOD_NOT_ALLOWED,
+        f"{_short(str(request.method))} is not allowed here; allowed: GET, HEAD.",
+        headers={"Allow": "GET, HEAD"},
+    )
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -69,7 +69,11 @@ def add_headers(request: Request, response: HttpResponse) -> None:
 def _refusal(limit: Limit, taken: Taken, units: int) -> RateLimited:
     allowed = f"{limit.per_s} a second, {limit.burst} at once"
     if isinf(taken.retry_after_s):
-        return RateLimited(f"{units} at once are more than this key's limit allows ({allowed}).", retry_after_s=None)
+        return RateLimited(
+            f"{units} at once are never allowed by this key's limit ({allowed}): send lists of at most {limit.burst}, "
+            "or have its burst raised. To come again later does not help.",
+            retry_after_s=None,
+        )
     return RateLimited(f"This key's limit is used up ({allowed}).", retry_after_s=max(1, ceil(taken.retry_after_s)))
 
 

@@ -10,9 +10,10 @@ from drf_spectacular.renderers import OpenApiJsonRenderer
 from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularSwaggerSplitView
 from rest_framework.permissions import AllowAny
+from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from mlserve.api.api_view import ApiView
+from mlserve.api.api_view import ApiView, accepts
 from mlserve.api.openapi import ALWAYS, answer, problems
 from mlserve.health import CheckResult, Readiness, readiness
 
@@ -74,11 +75,21 @@ class ReadyView(PublicView):
 
 
 class OpenApiView(PublicView):
-    """The whole document, OpenAPI 3.1, as `manage.py spectacular` writes it."""
+    """The whole document, OpenAPI 3.1, as `manage.py spectacular` writes it; as plain JSON to who asks for that."""
+
+    produces = "application/vnd.oai.openapi+json"
+    _also = "application/json"
+
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> tuple[BaseRenderer, str]:
+        if accepts(request._request.META.get("HTTP_ACCEPT", "*/*"), self._also):
+            force = True
+        return super().perform_content_negotiation(request, force)
 
     @extend_schema(exclude=True)
-    def get(self, _request: Request) -> HttpResponse:
-        return HttpResponse(_document(), content_type="application/vnd.oai.openapi+json")
+    def get(self, request: Request) -> HttpResponse:
+        accepted = request._request.META.get("HTTP_ACCEPT", "*/*")
+        plain = accepts(accepted, self._also) and not accepts(accepted, self.produces)
+        return HttpResponse(_document(), content_type=self._also if plain else self.produces)
 
 
 @cache

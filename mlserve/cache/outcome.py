@@ -36,10 +36,14 @@ class MissReason(StrEnum):
 
 
 class Degradation(StrEnum):
-    """Why an outcome is not what a healthy system would have returned. Stands in `degraded_reasons`."""
+    """Why an outcome is not what a healthy system would have returned.
+
+    All but the first stand in `degraded_reasons`.
+    """
 
     UNKNOWN_ENTITY = "unknown_entity"
-    """The source has no values for this entity; defaults were used."""
+    """The source has no values for this entity; defaults were used. No fault of the system: there is nothing to know.
+    An answer says `cold_start` then, and is not degraded for it."""
     STALE = "stale"
     """The newest value that the source has is older than the policy allows, or does not follow from what it knows."""
     STALE_LEDGER_AHEAD = "stale_ledger_ahead"

@@ -34,7 +34,7 @@ def notices(report: Report, *, history_error: str, unproven: str = "") -> list[N
     if (report.scores.degraded_share or 0) >= _DEGRADED_SHARE_TO_MENTION:
         share = units.share(report.scores.degraded_share)
         found.append(
-            Notice("warning", f"{share} of the scores are degraded: a feature was past its limit, or had no value")
+            Notice("warning", f"{share} of the scores are degraded: the system could not say what it should have")
         )
     if report.source.errors:
         errors = ", ".join(f"{reason} {count:,} times" for reason, count in report.source.errors.items())

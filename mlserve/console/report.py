@@ -73,6 +73,7 @@ class ScoreReport(msgspec.Struct, frozen=True, kw_only=True):
     by_decision: dict[str, int]
     degraded: int
     degraded_share: float | None
+    cold_start: int
     p50_s: float | None
     p99_s: float | None
 
@@ -282,6 +283,7 @@ def _scores(window: Window) -> ScoreReport:
         by_decision={decision: int(by_decision.get(decision, 0)) for decision in DECISIONS},
         degraded=int(degraded),
         degraded_share=degraded / count if count else None,
+        cold_start=int(window.total("mlserve_scores_cold_start_total")),
         p50_s=times.quantile(0.5),
         p99_s=times.quantile(0.99),
     )

@@ -22,6 +22,7 @@ _LABELS: dict[str, tuple[str, ...]] = {
     "mlserve_features_stale_total": ("namespace",),
     "mlserve_features_defaulted_total": ("namespace",),
     "mlserve_scores_total": ("decision", "degraded"),
+    "mlserve_scores_cold_start_total": ("decision",),
     "mlserve_journal_spooled_total": (),
     "mlserve_cache_tier_seconds_bucket": ("tier", "le"),  # all namespaces together
     "mlserve_cache_tier_seconds_count": ("tier", "namespace"),

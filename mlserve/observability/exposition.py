@@ -30,7 +30,9 @@ class LoopbackOrScope(BasePermission):
 
 
 class MetricsView(ApiView):
-    """The text format, whatever `Accept` says."""
+    """The text format, to whoever takes text, or OpenMetrics: scrapers name more than they need."""
+
+    produces = "text/plain"
 
     permission_classes = [LoopbackOrScope]
     required_scope = "operate"

@@ -81,6 +81,11 @@ BLOOM_USABLE = Gauge(
 )
 
 SCORES = Counter("mlserve_scores_total", "Scores given.", ["decision", "degraded"])
+SCORES_COLD_START = Counter(
+    "mlserve_scores_cold_start_total",
+    "Scores of a customer or merchant of whom nothing is known yet in some feature group.",
+    ["decision"],
+)
 SCORE_LATENCY = Histogram("mlserve_score_seconds", "Time of a score without HTTP.", buckets=LATENCY_BUCKETS_S)
 JOURNAL_COMMIT = Histogram(
     "mlserve_journal_commit_seconds", "Time of one group commit of decisions.", buckets=LATENCY_BUCKETS_S

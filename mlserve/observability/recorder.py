@@ -94,10 +94,12 @@ class Recorder:
     def event(self, what: str, count: int = 1) -> None:
         self._mine.counts["event", what] += count
 
-    def score(self, decision: str, *, degraded: bool, seconds: float) -> None:
+    def score(self, decision: str, *, degraded: bool, cold_start: bool = False, seconds: float) -> None:
         """One score given, and how long it took without HTTP."""
         counts = self._mine.counts
         counts["score", decision, degraded] += 1
+        if cold_start:
+            counts["cold_start", decision] += 1
         counts["score_time", bisect_left(metrics.LATENCY_BUCKETS_S, seconds)] += 1
         counts["score_time_sum",] += seconds
 
@@ -189,6 +191,8 @@ def _publish(what: Hashable, growth: float) -> None:
             metrics.FEATURES_DEFAULTED.labels(namespace).inc(growth)
         case ("score", decision, bool(degraded)):
             metrics.SCORES.labels(decision, "true" if degraded else "false").inc(growth)
+        case ("cold_start", decision):
+            metrics.SCORES_COLD_START.labels(decision).inc(growth)
         case ("score_time", int(bucket)):
             _add_to_bucket(metrics.SCORE_LATENCY, bucket, growth)
         case ("score_time_sum",):

@@ -1,5 +1,6 @@
 """From the bytes of a request to what scoring and labelling take. One object of a list is read as one alone is."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
@@ -20,7 +21,16 @@ DECIMALS: Final = 4
 MOST_TRANSACTIONS: Final = 100
 MOST_LABELS: Final = 1_000
 
-__all__ = ["InvalidFields", "decode_labels", "decode_score_batch", "decode_score_options", "decode_score_request"]
+__all__ = [
+    "InvalidFields",
+    "asks_for_reasons",
+    "decode_labels",
+    "decode_score_batch",
+    "decode_score_options",
+    "decode_score_request",
+    "decode_transactions",
+    "split_score_batch",
+]
 
 
 def _wrong_moment(moment: datetime, now: datetime) -> str | None:
@@ -43,17 +53,23 @@ _LABELS: Final = Envelope("labels", most=MOST_LABELS)
 decode_score_request: Final = _SCORE.decode
 
 
-def decode_score_batch(body: bytes, *, now: datetime) -> list[ScoreRequest | MlserveError]:
-    """Each request in its place, or what `decode_score_request` says of it.
+split_score_batch: Final = _BATCH.split
+"""The text of each transaction. Raises `MalformedBody` or `BodyTooLarge` for the whole."""
 
-    Raises `MalformedBody` or `BodyTooLarge` for the whole.
-    """
-    return _BATCH.decode(body, _SCORE, now=now)
+
+def decode_transactions(items: Sequence[bytes], *, now: datetime) -> list[ScoreRequest | MlserveError]:
+    """Each request in its place, or what `decode_score_request` says of it."""
+    return _BATCH.decode(items, _SCORE, now=now)
+
+
+def decode_score_batch(body: bytes, *, now: datetime) -> list[ScoreRequest | MlserveError]:
+    """Both in one. Raises as `split_score_batch` does."""
+    return decode_transactions(split_score_batch(body), now=now)
 
 
 def decode_labels(body: bytes, *, now: datetime) -> list[Label | MlserveError]:
     """Each label in its place, or what is wrong with it. Raises `MalformedBody` or `BodyTooLarge` for the whole."""
-    return _LABELS.decode(body, _LABEL, now=now)
+    return _LABELS.decode(_LABELS.split(body), _LABEL, now=now)
 
 
 _NO_OPTIONS: Final = ScoreOptions()
@@ -74,15 +90,26 @@ def decode_score_options(query: str) -> ScoreOptions:
     options: dict[str, bool] = {}
     for name, value in read_parameters(query, single=("dry_run",), repeatable=("include",)):
         if name == "include":
-            for part in value.split(",") if value else ():
-                if part not in _INCLUDABLE:
-                    raise _bad_parameter("include", part, f"any of {', '.join(_INCLUDABLE)}, separated by commas")
-                options[part] = True
+            options.update(dict.fromkeys(_included(value), True))
         elif value in _BOOLEANS:
             options["dry_run"] = _BOOLEANS[value]
         else:
             raise _bad_parameter("dry_run", value, "true, false")
     return ScoreOptions(**options)
+
+
+def asks_for_reasons(query: str) -> bool:
+    """Of a stored score, which has features and trace in any case. Raises `InvalidParameter`."""
+    parameters = read_parameters(query, repeatable=("include",)) if query else ()
+    return "reasons" in [part for _, value in parameters for part in _included(value)]
+
+
+def _included(value: str) -> list[str]:
+    parts = value.split(",") if value else []
+    for part in parts:
+        if part not in _INCLUDABLE:
+            raise _bad_parameter("include", part, f"any of {', '.join(_INCLUDABLE)}, separated by commas")
+    return parts
 
 
 def decode_transaction_id(text: str) -> str:

@@ -6,6 +6,8 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schem
 
 from mlserve.api.openapi import (
     KEYED,
+    REPLAYED,
+    SERVER_TIMING,
     VERSION_ANSWERED,
     VERSION_SENT,
     answer,
@@ -35,6 +37,7 @@ _RESPONSE: Final[dict[str, Any]] = {
     "reasons": [],
     "degraded": False,
     "degraded_reasons": [],
+    "cold_start": False,
     "oldest_feature_age_s": 12.4,
     "model": {"name": "fraud", "version": 3},
     "policy_version": 7,
@@ -138,7 +141,9 @@ _OPTIONS: Final = [
     OpenApiParameter(
         "dry_run",
         {"type": "string", "enum": ["true", "false"]},
-        description="Stores nothing, fills nothing, counts nothing.",
+        description="Stores nothing, fills nothing, counts nothing. Left out: false.",
+        # What a page fills in before anybody has typed must record nothing.
+        examples=[OpenApiExample("Record nothing", value="true", parameter_only=("dry_run", "query"))],
     ),
 ]
 _BODIED: Final = (ErrorCode.LENGTH_REQUIRED, ErrorCode.BODY_TOO_LARGE, ErrorCode.UNSUPPORTED_MEDIA_TYPE)
@@ -148,7 +153,7 @@ describe_score = extend_schema(
     operation_id="score",
     summary="Score a transaction",
     tags=["scores"],
-    parameters=[*_OPTIONS, VERSION_SENT, VERSION_ANSWERED],
+    parameters=[*_OPTIONS, VERSION_SENT, VERSION_ANSWERED, SERVER_TIMING, REPLAYED],
     request=request_body(ScoreRequest),
     examples=[
         OpenApiExample("A payment", value=_REQUEST, request_only=True),
@@ -172,7 +177,7 @@ describe_score_batch = extend_schema(
     operation_id="score_batch",
     summary="Score up to 100 transactions",
     tags=["scores"],
-    parameters=[*_OPTIONS, VERSION_SENT],
+    parameters=[*_OPTIONS, VERSION_SENT, SERVER_TIMING],
     request=request_body(BatchRequest),
     examples=[
         OpenApiExample(
@@ -196,10 +201,18 @@ describe_stored_score = extend_schema(
     operation_id="get_score",
     summary="A score that was given",
     tags=["scores"],
-    parameters=[_TRANSACTION_ID],
+    parameters=[
+        _TRANSACTION_ID,
+        OpenApiParameter(
+            "include",
+            {"type": "array", "items": {"type": "string", "enum": ["features", "trace", "reasons"]}},
+            explode=False,
+            description="`reasons`: also of an approval that was given without. Features and trace are always there.",
+        ),
+    ],
     responses={
         **answer(ScoreResponse, "As it was given, with features and trace", example=_EXPLAINED),
-        **problems(*KEYED, ErrorCode.NOT_FOUND, ErrorCode.OVERLOADED),
+        **problems(*KEYED, ErrorCode.NOT_FOUND, ErrorCode.MODEL_UNUSABLE, ErrorCode.OVERLOADED),
     },
 )
 describe_labels = extend_schema(
@@ -212,8 +225,13 @@ describe_labels = extend_schema(
             "A chargeback, and a payment that was genuine",
             value={
                 "labels": [
-                    {"transaction_id": "example-1", "is_fraud": True, "reported_at": "2026-01-12T09:00:00Z"},
-                    {"transaction_id": "example-3", "is_fraud": False},
+                    {
+                        "transaction_id": "the-id-of-a-payment",
+                        "is_fraud": True,
+                        "reported_at": "2026-01-12T09:00:00Z",
+                        "report_id": "chargeback-1",
+                    },
+                    {"transaction_id": "the-id-of-another", "is_fraud": False},
                 ]
             },
             request_only=True,

@@ -8,15 +8,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, ClassVar, Final, Generic, TypeVar, Union
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from mlserve.api.bodies import MalformedBody
-from mlserve.api.json_limits import ORDINARY_BYTES, refuse_outsized
+from mlserve.api.json_limits import MAX_VALUES, ORDINARY_BYTES, JsonText, mark_in, without_marks
 from mlserve.api.parameters import SHOWN_CHARACTERS
 from mlserve.errors import ErrorCode, FieldError, MlserveError
+from predictions.api.json_words import in_json_words
 
 _MAX_ERRORS: Final = 50
 Rule = Callable[[Any, datetime], str | None]
@@ -31,15 +32,19 @@ class InvalidFields(MlserveError):
 
 
 class RequestShape(Generic[_T]):
-    """How one struct is decoded. Its fields are texts without commas, numbers, booleans and moments: no containers."""
+    """How one struct is decoded. Its fields are texts, numbers, booleans and moments: no containers.
+
+    null in a field that may be left out is as if it were left out.
+    """
 
     def __init__(self, type_: type[_T], *, rules: Mapping[str, Rule]) -> None:
         fields = msgspec.structs.fields(type_)
+        types = {field.name: field.type if field.required else field.type | None for field in fields}
         # Optional fields are UNSET where absent: only so can the fields that were given be counted.
         given = msgspec.defstruct(
             f"_Given{type_.__name__}",
             [
-                (field.name, field.type) if field.required else (field.name, Union[field.type, UnsetType], UNSET)  # noqa: UP007
+                (field.name, field.type) if field.required else (field.name, types[field.name] | UnsetType, UNSET)
                 for field in fields
             ],
             forbid_unknown_fields=True,
@@ -57,32 +62,39 @@ class RequestShape(Generic[_T]):
         self._required = frozenset(field.name for field in fields if field.required)
         self._decode_given = msgspec.json.Decoder(given).decode
         self._decode_field: dict[str, Callable[[bytes | msgspec.Raw], Any]] = {
-            field.name: msgspec.json.Decoder(field.type).decode for field in fields
+            name: msgspec.json.Decoder(type_of_field).decode for name, type_of_field in types.items()
         }
 
     def decode(self, body: bytes, *, now: datetime) -> _T:
         """The request in `body`. Raises `MalformedBody` if it is not JSON, `InvalidFields` if it is wrong."""
-        if len(body) > ORDINARY_BYTES:
-            refuse_outsized(body)
+        text = JsonText(body) if len(body) > ORDINARY_BYTES else None
+        if text is not None and text.refusal is not None:
+            raise self._explain(text, now=now)
         try:
             wire = self._decode_given(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise self._explain(body, now=now) from None
+            raise self._explain(text or JsonText(body), now=now) from None
         given = {name: value for name in self.names if (value := getattr(wire, name)) is not UNSET}
-        # No valid value holds a comma, so commas count the members: one more than there are names is a duplicate.
-        if body.count(b",") + 1 != len(given):
-            raise self._explain(body, now=now)
+        # Where no value holds a comma, commas count the members: one more than there are names may be a duplicate.
+        if body.count(b",") + 1 != len(given) and len(members_of(body)) != len(given):
+            raise self._explain(JsonText(body), now=now)
         for name, rule in self._rules:
             if (value := given.get(name)) is not None and rule(value, now):
-                raise self._explain(body, now=now)
-        return self._type(**given)
+                raise self._explain(JsonText(body), now=now)
+        # abs: no number is below 0, and -0 is 0 in a spelling of its own.
+        return self._type(
+            **{
+                name: abs(value) if value.__class__ is float else value
+                for name, value in given.items()
+                if value is not None
+            }
+        )
 
-    def _explain(self, body: bytes, *, now: datetime) -> MlserveError:
+    def _explain(self, text: JsonText, *, now: datetime) -> MlserveError:
         try:
-            if len(body) <= ORDINARY_BYTES:
-                refuse_outsized(body)  # a longer one was looked at before
-            members = members_of(body)
-            raw = _decode_raw_object(body)
+            marked = _marked(text)
+            members = members_of(marked)
+            raw = _decode_raw_object(marked)
         except MalformedBody as error:
             return error
         except UnicodeDecodeError as error:
@@ -90,6 +102,8 @@ class RequestShape(Generic[_T]):
         except RecursionError:
             return MalformedBody("The body is nested too deeply.")
         except msgspec.ValidationError:
+            if (why := mark_in(marked)) is not None:
+                return MalformedBody(f"The body is not JSON: {why}.")
             return InvalidFields(
                 "The body is not a JSON object.", errors=[FieldError(pointer="", detail="expected an object")]
             )
@@ -99,6 +113,10 @@ class RequestShape(Generic[_T]):
         if duplicates:
             errors = [FieldError(pointer=_pointer(name), detail="stands there more than once") for name in duplicates]
             return MalformedBody("The body has duplicate keys.", errors=errors[:_MAX_ERRORS])
+        if unreadable := {name: why for name, value in raw.items() if (why := mark_in(bytes(value))) is not None}:
+            errors = [FieldError(pointer=_pointer(name), detail=why) for name, why in unreadable.items()]
+            detail = text.refusal.detail if text.refusal else f"The body is not JSON: {errors[0].detail}."
+            return MalformedBody(detail, errors=errors[:_MAX_ERRORS])
         errors = self._field_errors(raw, now=now)
         count = "One field is" if len(errors) == 1 else f"{len(errors)} fields are"
         return InvalidFields(f"{count} wrong.", errors=errors[:_MAX_ERRORS])
@@ -123,14 +141,26 @@ class RequestShape(Generic[_T]):
         except UnicodeDecodeError:
             return "not UTF-8"
         except (msgspec.DecodeError, RecursionError) as error:
-            reason = str(error).partition(" - at `$")[0].partition(" matching regex")[0]
-            return f"{_shown(value)} is not allowed: {reason}; {self.descriptions[name]}"
+            return f"{_shown(value)} is not allowed: {_reason(error, value)}; {self.descriptions[name]}"
         rule = self._rule_of.get(name)
         wrong = rule(decoded, now) if rule is not None and decoded is not None else None
         return wrong and f"{_shown(value)} is {wrong}"
 
 
 _decode_raw_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def _marked(text: JsonText) -> bytes:
+    """The body with marks for what cannot be read. Raises `MalformedBody` for too many members."""
+    if text.too_many_members:
+        raise MalformedBody(f"The body has more than {MAX_VALUES:,} values.")
+    return text.marked_flat() if text.too_many_values else text.marked()
+
+
+def _reason(error: Exception, value: msgspec.Raw) -> str:
+    if ":60" in _shown(value) and "RFC3339" in str(error):
+        return "seconds go to 59, and a leap second is sent as the second that follows"
+    return in_json_words(error)
 
 
 def members_of(body: bytes) -> list[str]:
@@ -151,7 +181,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _pointer(name: str) -> str:
-    return "/" + name[:SHOWN_CHARACTERS].replace("~", "~0").replace("/", "~1")
+    return "/" + without_marks(name)[:SHOWN_CHARACTERS].replace("~", "~0").replace("/", "~1")
 
 
 def _shown(value: msgspec.Raw) -> str:

@@ -17,11 +17,13 @@ from mlserve.api.problems import problem_of_item
 from mlserve.api.throttle import charge
 from mlserve.errors import STATUS_OF, ErrorCode, MlserveError
 from predictions.api.decoding import (
+    asks_for_reasons,
     decode_labels,
-    decode_score_batch,
     decode_score_options,
     decode_score_request,
     decode_transaction_id,
+    decode_transactions,
+    split_score_batch,
 )
 from predictions.api.lists import BatchResponse, BatchResult, LabelResult, LabelsResponse
 from predictions.api.model_list import list_models
@@ -33,6 +35,7 @@ from predictions.api.openapi import (
     describe_stored_score,
 )
 from predictions.batch import score_batch
+from predictions.explaining import stored_score_with_reasons
 from predictions.labels import take_labels
 from predictions.scoring import score_transaction, stored_score
 
@@ -68,7 +71,7 @@ class ScoresView(_ScoringView):
             options=decode_score_options(request._request.META["QUERY_STRING"]),
             client=_client_id(request),
             now=now.timestamp(),
-            at_least=data_version.versions_sent(request._request),
+            at_least=self.versions_sent,
         )
         headers = {
             "Server-Timing": _server_timing(scored.server_timing),
@@ -83,6 +86,9 @@ class ScoreBatchView(_ScoringView):
     database_s = None
     reads_parameters = True
 
+    def check_throttles(self, request: Request) -> None:
+        """Charged are all of its items at once, when they are counted: what a limit refuses costs nothing."""
+
     @describe_score_batch
     def post(self, request: Request) -> HttpResponse:
         """Scores up to 100 transactions as `POST /v1/scores` scores one, in far less time than one by one.
@@ -91,16 +97,20 @@ class ScoreBatchView(_ScoringView):
         wrong harms no other. Of one customer's transactions a later one has the earlier ones in its windows. The
         `X-Data-Version` of each stands in its result, since the header could not hold all of them.
         """
-        body = read_json_body(request)
+        try:
+            items = split_score_batch(read_json_body(request))
+            options = decode_score_options(request._request.META["QUERY_STRING"])
+        except MlserveError:
+            charge(request)
+            raise
+        charge(request, units=len(items))
         now = datetime.now(UTC)
-        requests = decode_score_batch(body, now=now)
-        charge(request, units=len(requests) - 1)
         scored = score_batch(
-            requests=requests,
-            options=decode_score_options(request._request.META["QUERY_STRING"]),
+            requests=decode_transactions(items, now=now),
+            options=options,
             client=_client_id(request),
             now=now.timestamp(),
-            at_least=data_version.versions_sent(request._request),
+            at_least=self.versions_sent,
         )
         results = [
             BatchResult(status=int(STATUS_OF[item.code]), problem=problem_of_item(request, item))
@@ -119,14 +129,22 @@ class ScoreBatchView(_ScoringView):
     @extend_schema(exclude=True)
     def get(self, request: Request) -> HttpResponse:
         """A transaction may be called `batch`."""
+        charge(request)
         return StoredScoreView().get(request, "batch")
 
 
 class StoredScoreView(_ScoringView):
+    reads_parameters = True
+
     @describe_stored_score
-    def get(self, _request: Request, transaction_id: str) -> HttpResponse:
-        """The answer that was given, with the tier, age and allowed age of every feature, and each tier's part."""
-        body = stored_score(decode_transaction_id(transaction_id))
+    def get(self, request: Request, transaction_id: str) -> HttpResponse:
+        """The answer that was given, with the tier, age and allowed age of every feature, and each tier's part.
+
+        An approval has no reasons unless they were asked for; `include=reasons` computes them now, from the values that
+        the model got then.
+        """
+        find = stored_score_with_reasons if asks_for_reasons(request._request.META["QUERY_STRING"]) else stored_score
+        body = find(decode_transaction_id(transaction_id))
         if body is None:
             raise ScoreNotFound(f"No transaction {transaction_id} was scored.")
         return HttpResponse(body, content_type=_JSON)
@@ -139,7 +157,8 @@ class LabelsView(_ScoringView):
     def post(self, request: Request) -> HttpResponse:
         """Takes in what became of up to 1,000 earlier transactions: fraud, or not.
 
-        The same again changes nothing. A later report corrects an earlier one, whose history is kept; one that is older
+        The same again changes nothing, whatever came between: the same `report_id`, or without one the same contents. A
+        later report corrects an earlier one, whose history is kept; one that is older
         than the report in force is kept and changes nothing. Features know it from the moment of its arrival on.
         """
         body = read_json_body(request)

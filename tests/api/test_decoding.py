@@ -13,6 +13,8 @@ from mlserve.api.parameters import InvalidParameter
 from mlserve.errors import MlserveError
 from predictions.api.decoding import (
     InvalidFields,
+    decode_labels,
+    decode_score_batch,
     decode_score_options,
     decode_score_request,
     decode_transaction_id,
@@ -82,7 +84,6 @@ def test_all_fields_arrive() -> None:
         ("amount", 0.1 + 0.2),
         ("currency", "eur"),
         ("currency", "EUR\n"),
-        ("currency", None),
         ("max_age_s", -1),
         ("max_age_s", "0"),
     ],
@@ -172,6 +173,104 @@ def test_what_is_not_json_is_malformed(body: bytes) -> None:
     """Broken syntax, encodings, numbers that JSON does not have, and nesting without end."""
     with pytest.raises(MalformedBody):
         decode(body)
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "NaN",
+        "-Infinity",
+        "Infinity",
+        '"\\ud800"',
+        '{"a": [NaN]}',
+        "1" * 1_001,
+        "[" * 17 + "]" * 17,
+        "[" * 1_100 + "]" * 1_100,
+    ],
+)
+def test_what_no_parser_takes_is_named_by_its_pointer(name: str, value: str) -> None:
+    """It is no JSON, or beyond a limit, and nevertheless the client learns which field it is."""
+    body = {**GOOD, name: "?"}
+    with pytest.raises(MalformedBody) as caught:
+        decode(json.dumps(body).replace('"?"', value).encode())
+    assert pointers(caught.value) == [f"/{name}"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        json.dumps({**GOOD, "amount": {"value": [[1]] * 300}}),
+        json.dumps({**GOOD, "note": 1}),
+        json.dumps({**GOOD, **{f"k{number}": 1 for number in range(1_500)}}),
+        json.dumps({**GOOD, "amount": float("nan")}),
+        json.dumps({**GOOD, "amount": [0] * 2_000}),
+        json.dumps({**GOOD, "customer_id": "\ud800"}),
+        json.dumps({**GOOD, "amount": "?"}).replace('"?"', "1e400"),
+        json.dumps({**GOOD, "amount": "?"}).replace('"?"', "9" * 5_000),
+        json.dumps({**GOOD, "amount": "?"}).replace('"?"', "[" * 5_000 + "]" * 5_000),
+        '{"amount": 1, "amount": 2}',
+        "null",
+        "NaN",
+    ],
+)
+def test_one_bad_item_harms_no_other(bad: str) -> None:
+    """Limits are each item's own; what is no JSON is the error of the item that holds it."""
+    good = json.dumps(GOOD)
+    items = decode_score_batch(f'{{"transactions": [{", ".join([good] * 99 + [bad])}]}}'.encode(), now=NOW)
+    assert len(items) == 100 and items[:99] == [decode(good.encode())] * 99
+    refused = items[99]
+    assert isinstance(refused, InvalidFields | MalformedBody)
+    assert all((error.pointer or "").startswith("/transactions/99") for error in refused.errors)
+
+
+def test_a_thousand_labels_with_a_field_too_many_are_judged_one_by_one() -> None:
+    """Each is refused for its field, and no limit of the whole is in the way."""
+    labels = [{"transaction_id": f"t-{number}", "is_fraud": True, "note": "?"} for number in range(1_000)]
+    taken = decode_labels(json.dumps({"labels": labels}).encode(), now=NOW)
+    assert [pointers(each) for each in taken if isinstance(each, InvalidFields)] == [
+        [f"/labels/{number}/note"] for number in range(1_000)
+    ]
+
+
+def test_null_is_as_if_an_optional_field_were_left_out() -> None:
+    """In every field that may be left out."""
+    assert decode(json.dumps({**GOOD, "currency": None, "max_age_s": None}).encode()) == decode(
+        json.dumps(GOOD).encode()
+    )
+
+
+def test_zero_has_one_spelling() -> None:
+    """-0 and 0 are the same amount, so that a repetition is no conflict."""
+    assert str(decode(json.dumps({**GOOD, "amount": -0.0}).encode()).amount) == "0.0"
+
+
+@pytest.mark.parametrize("zone", ["Z", "z", "+00:00", "+0000", "-00:00"])
+def test_offsets_may_leave_out_their_colon(zone: str) -> None:
+    """As many languages print them."""
+    assert decode(json.dumps({**GOOD, "occurred_at": f"2026-01-05T14:30:00{zone}"}).encode()).occurred_at == datetime(
+        2026, 1, 5, 14, 30, tzinfo=UTC
+    )
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        ({"amount": "12"}, "expected a number, got a string"),
+        ({"amount": True}, "expected a number, got a boolean"),
+        ({"customer_id": 5}, "expected a string, got a number"),
+        ({"customer_id": [1]}, "expected a string, got an array"),
+        ({"max_age_s": {}}, "expected a number or null, got an object"),
+        ({"occurred_at": 1}, "expected a time, got a number"),
+        ({"occurred_at": "2025-12-31T23:59:60Z"}, "seconds go to 59"),
+    ],
+)
+def test_errors_speak_of_json(member: dict[str, object], words: str) -> None:
+    """Of its types, and not of those of the language that reads it."""
+    with pytest.raises(InvalidFields, match="One field is wrong") as caught:
+        decode(json.dumps({**GOOD, **member}).encode())
+    detail = caught.value.errors[0].detail
+    assert words in detail and "`" not in detail
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"text"', b"true"])

@@ -93,12 +93,16 @@ def test_the_document_has_the_fields(limited: Callable[..., Client]) -> None:
         answered = client.get(path)
         assert answered.status_code == status
         for name, form in forms.items():
+            if name == "WWW-Authenticate":
+                continue
             assert (name in answered.headers) == (name in described[str(status)]["headers"])
             if name in answered.headers and "pattern" in form["schema"]:
                 assert re.fullmatch(form["schema"]["pattern"], answered.headers[name])
-    assert not [status for status in ("401", "403", "406", "500") if "headers" in described[status]]
-    assert set(described["503"]["headers"]) == set(forms)
-    assert set(document["paths"]["/healthz/ready"]["get"]["responses"]["503"]["headers"]) == {"Retry-After"}
+    of_all = {"Request-Id", "Cache-Control"}
+    assert all(set(described[status]["headers"]) == of_all for status in ("403", "406", "500"))
+    assert set(described["401"]["headers"]) == {"WWW-Authenticate", *of_all}
+    assert set(described["503"]["headers"]) == set(forms) - {"WWW-Authenticate"}
+    assert set(document["paths"]["/healthz/ready"]["get"]["responses"]["503"]["headers"]) == {"Retry-After", *of_all}
 
 
 def _request(limit: Limit | None) -> Request:
@@ -119,15 +123,46 @@ def test_a_batch_is_charged_for_all_that_it_holds(valkey_cache: ServerHandle) ->
     charge(_request(None), units=1000)
 
 
-def test_a_batch_over_http_is_charged_by_its_items(limited: Callable[..., Client]) -> None:
-    """The first when it comes, the others once it is read: before any of them is scored."""
-    client = limited(1, 5)
+def _batch_of(items: int) -> dict[str, object]:
     item = {"occurred_at": "2026-01-05T14:30:00Z", "customer_id": "c", "merchant_id": "m", "amount": 1}
-    batch = {"transactions": [{**item, "transaction_id": f"t-{number}"} for number in range(6)]}
-    refused = client.post("/v1/scores/batch", batch, content_type="application/json")
-    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
-    assert refused.headers["RateLimit"].startswith('"key";r=4;')
-    assert "Retry-After" in refused.headers
+    return {"transactions": [{**item, "transaction_id": f"t-{number}"} for number in range(items)]}
+
+
+@pytest.mark.parametrize("burst", [5, 40])
+def test_a_batch_that_can_never_pass_says_so_and_costs_nothing(limited: Callable[..., Client], burst: int) -> None:
+    """No `Retry-After` that would have it come again for ever; small bursts are held in Redis alone, large ones not."""
+    client = limited(1, burst)
+    for _ in range(3):
+        refused = client.post("/v1/scores/batch", _batch_of(burst + 1), content_type="application/json")
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert "Retry-After" not in refused.headers
+        assert f"at most {burst}" in refused.json()["detail"]
+    assert client.get("/v1/models").headers["RateLimit"].startswith(f'"key";r={burst - 1};')
+
+
+def test_a_batch_that_is_refused_for_now_costs_nothing(limited: Callable[..., Client]) -> None:
+    """It says when it can pass, and what is left stays for others."""
+    client = limited(1, 5)
+    assert [client.get("/v1/models").status_code for _ in range(2)] == [200, 200]
+    for _ in range(3):
+        refused = client.post("/v1/scores/batch", _batch_of(5), content_type="application/json")
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) in (1, 2)
+    assert [client.get("/v1/models").status_code for _ in range(3)] == [200, 200, 200]
+
+
+def test_a_batch_that_cannot_be_read_costs_one_unit(limited: Callable[..., Client]) -> None:
+    """As any other request that is wrong, whatever is wrong with it."""
+    client = limited(1, 20)
+    for query, body in (
+        ("", "{}"),
+        ("", '{"transactions": []}'),
+        ("?dry_run=1", _batch_of(5)),
+        ("?no=1", _batch_of(5)),
+    ):
+        wrong = client.post(f"/v1/scores/batch{query}", body, content_type="application/json")
+        assert wrong.status_code == 400
+    assert client.get("/v1/models").headers["RateLimit"].startswith('"key";r=15;')
 
 
 def test_without_valkey_the_limit_holds_in_this_process(

@@ -13,7 +13,15 @@ from django.test.utils import CaptureQueriesContext
 from features import compute
 from features.compute import LateLabels
 from features.cutoffs import cutoff_us
-from features.labels import Labelled, LabelOutcome, NewLabel, ReportedTooEarly, UnknownTransaction, report_labels
+from features.labels import (
+    Labelled,
+    LabelOutcome,
+    NewLabel,
+    ReportConflict,
+    ReportedTooEarly,
+    UnknownTransaction,
+    report_labels,
+)
 from features.ledger import read_ledger
 from features.models import FeatureRow, LabelReport, Transaction
 from features.point_in_time import training_vectors
@@ -62,7 +70,65 @@ def test_the_same_again_changes_nothing() -> None:
     report(("1", True, START + DAY), ("2", False))
     again = report(("1", True, START + DAY), ("1", True), ("2", False), ("3", True), now=START + 40 * DAY)
     assert outcomes(again) == [("unchanged", True), ("unchanged", True), ("unchanged", False), ("unchanged", True)]
+    kept = LabelReport.objects.count()
+    assert LabelReport.objects.filter(applied=True).count() == 2
+    report(("1", True, START + DAY), ("1", True), ("2", False), ("3", True), now=START + 41 * DAY)
+    assert LabelReport.objects.count() == kept
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize("moment", [None, START + 29 * DAY, START + 30 * DAY + timedelta(hours=2)])
+def test_a_report_that_is_delivered_again_undoes_no_correction(moment: datetime | None) -> None:
+    """Whether it says no moment, one that has passed, or one that is ahead of the service's clock."""
+    hours = [START + 30 * DAY + timedelta(hours=hour) for hour in range(4)]
+    first, correction = NewLabel("1", True, moment), NewLabel("1", False, moment)
+    for label, now, outcome in (
+        (first, hours[0], ("recorded", True)),
+        (correction, hours[1], ("recorded", False)),
+        (first, hours[2], ("unchanged", False)),
+        (correction, hours[3], ("unchanged", False)),
+    ):
+        assert outcomes(report_labels([label], client="mls_test", now=now)) == [outcome]
+    assert in_force() is False
     assert LabelReport.objects.count() == 2
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_report_that_confirmed_is_recognised_too() -> None:
+    """Payment 3 came as fraud with its import: the report that says so, delivered again, undoes no correction."""
+    assert outcomes(report(("3", True))) == [("unchanged", True)]
+    assert outcomes(report(("3", False), now=START + 31 * DAY)) == [("recorded", False)]
+    assert outcomes(report(("3", True), now=START + 32 * DAY)) == [("unchanged", False)]
+    assert in_force("3") is False
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_report_is_what_its_id_says() -> None:
+    """The same contents under a new id are a new report; other contents under a known id are refused."""
+    days = iter(range(30, 40))
+
+    def say(is_fraud: bool, report_id: str | None) -> list[Labelled | MlserveError]:
+        label = NewLabel("1", is_fraud, None, report_id)
+        return report_labels([label], client="mls_test", now=START + next(days) * DAY)
+
+    assert outcomes(say(True, "a")) == [("recorded", True)]
+    assert outcomes(say(False, "b")) == [("recorded", False)]
+    assert outcomes(say(True, "a")) == [("unchanged", False)]
+    assert outcomes(say(True, None)) == [("unchanged", False)]
+    assert outcomes(say(True, "c")) == [("recorded", True)]
+    (refused,) = say(False, "c")
+    assert isinstance(refused, ReportConflict)
+    assert refused.errors[0].pointer == "/report_id"
+    assert LabelReport.objects.count() == 3
+
+
+@pytest.mark.usefixtures("ledger")
+def test_reports_of_releases_before_are_recognised_by_their_moments() -> None:
+    """They have no digest: one whose moment is that of its arrival may have said none."""
+    report(("1", True), now=START + 30 * DAY)
+    report(("1", False), now=START + 31 * DAY)
+    LabelReport.objects.update(digest=None)
+    assert outcomes(report(("1", True), now=START + 32 * DAY)) == [("unchanged", False)]
 
 
 @pytest.mark.usefixtures("ledger")

@@ -74,8 +74,9 @@ def test_strangers_are_scored_and_said_to_be_strangers(world: World) -> None:
     """Unknown customers and merchants are no error."""
     answer = world.score(customer_id=world.newcomer(), merchant_id=world.newcomer("merchant"))
     assert answer.status == 200
-    assert answer.body["degraded"] is True
-    assert "unknown_entity" in answer.body["degraded_reasons"]
+    assert (answer.body["degraded"], answer.body["cold_start"]) == (False, True)
+    assert answer.body["degraded_reasons"] == []
+    assert world.score().body["cold_start"] is False
 
 
 def test_clients_at_once_all_get_answers(world: World) -> None:

@@ -114,7 +114,8 @@ def test_unknown_customers_and_merchants_are_scored_with_defaults(world: World) 
     answer = world.score(customer_id=world.newcomer(), merchant_id=world.newcomer("merchant"))
     assert answer.status == 200
     assert _stored_tiers(answer) == {"default"}
-    assert answer.body["degraded_reasons"] == ["unknown_entity"]
+    assert (answer.body["degraded"], answer.body["degraded_reasons"]) == (False, [])
+    assert answer.body["cold_start"] is True
     assert answer.body["oldest_feature_age_s"] is None
     assert answer.values["customer_count_30d"] == 1
     assert answer.values["customer_mean_amount_1d"] == 20

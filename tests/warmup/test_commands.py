@@ -102,7 +102,7 @@ def test_score_without_json_is_for_people(world: World) -> None:
     )
     text = out.getvalue()
     assert "probability of fraud" in text
-    assert "unknown_entity" in text
+    assert "cold start   yes" in text and "degraded     no" in text
     assert "customer_count_1d" in text
 
 

@@ -18,6 +18,8 @@ def first_score_text(reply: Reply) -> str:
     score = reply.document()
     tiers = ", ".join(f"{tier['hit']} of {tier['asked']} from {tier['tier']}" for tier in score.get("trace") or ())
     degraded = f"degraded ({', '.join(score['degraded_reasons'])})" if score["degraded"] else "not degraded"
+    if score.get("cold_start"):
+        degraded += ", cold start"
     return f"{score['decision']}, score {score['score']:.4f}, {degraded}; keys: {tiers}"
 
 

@@ -40,7 +40,7 @@ MAX_STRETCH: Final = 1.5
 EDIT_EVERY_S: Final = 3.0
 CROWD_S: Final = 12.0
 """For how long others who took the processors are held to blame: longer than a client's time-out."""
-_HARMLESS: Final = frozenset({"unknown_entity", "stale_refreshing", "window_incomplete", "stale"})
+_HARMLESS: Final = frozenset({"stale_refreshing", "window_incomplete", "stale"})
 """Reasons for which a score may be flagged on a good day."""
 _POLICIES: Final = ("customer_activity", "customer_profile", "merchant_profile", "merchant_risk", "prediction")
 

@@ -101,6 +101,7 @@ def _text(answer: dict[str, Any], *, replayed: bool) -> str:
         f"transaction  {answer['transaction_id']}",
         f"model        {answer['model']['name']} {answer['model']['version']}, policy {answer['policy_version']}",
         f"degraded     {', '.join(answer['degraded_reasons']) or 'no'}",
+        f"cold start   {'yes' if answer.get('cold_start') else 'no'}",
     ]
     lines += [f"reason       {reason['text']} ({reason['effect']:+.4f})" for reason in answer["reasons"]]
     lines += [_tier(one) for one in answer.get("trace") or ()]

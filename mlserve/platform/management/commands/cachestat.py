@@ -89,7 +89,8 @@ def _summary(report: Report) -> str:
         (
             f"scores {units.count(report.scores.count)} ({units.rate(report.scores.per_s)}), "
             f"about {units.latency(report.scores.p50_s)} p50, {units.latency(report.scores.p99_s)} p99; "
-            f"{units.share(report.scores.degraded_share)} degraded",
+            f"{units.share(report.scores.degraded_share)} degraded, "
+            f"{units.count(report.scores.cold_start)} cold starts",
             f"origin {units.count(report.source.loads)} keys ({units.rate(report.source.loads_per_s)}); "
             f"{units.share(report.source.saved_share)} of keys answered without Postgres",
             f"journal {units.count(report.journal.commits)} commits, about {units.latency(report.journal.p50_s)} p50, "
