@@ -64,13 +64,12 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            with one_at_a_time("training"):
-                with shown() as progress:
-                    stages = Stages(progress)
-                    trained = train(_plan(options), stages=stages)
-                    with stages.stage("register"):
-                        model_version = register(trained)
-                    refused = _try_to_activate(model_version, progress) if options["activate"] else None
+            with one_at_a_time("training"), shown() as progress:
+                stages = Stages(progress)
+                trained = train(_plan(options), stages=stages)
+                with stages.stage("register"):
+                    model_version = register(trained)
+                refused = _try_to_activate(model_version, progress) if options["activate"] else None
         except MlserveError as error:
             raise CommandError(error.detail) from error
         except DatabaseError as error:

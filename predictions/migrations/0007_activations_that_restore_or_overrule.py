@@ -7,7 +7,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("predictions", "0005_skew_checks"),
+        ("predictions", "0006_cold_start"),
     ]
 
     operations = [

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("features", "0012_partitions_of_this_server"),
+        ("features", "0013_outdated"),
     ]
 
     operations = [
