@@ -5,7 +5,9 @@ cadence and TTL policy. A *model feature* is one number of the model's input, de
 (`features/compute.py`) from the request and from one or two groups.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 Entity = Literal["customer", "merchant"]
@@ -60,6 +62,13 @@ class FeatureGroup:
     added_values: int = 0
     """How many of `values`, at the end, the rows of an earlier release do not have: they count as their defaults."""
     write: WriteStrategy = "around"
+
+    def fits(self, values: Sequence[float]) -> bool:
+        """Whether these can be the group's values: as many as it has, all of them finite."""
+        more = len(values) - len(self.values)
+        if more and (more < 0 or not self.repeated or more % len(self.repeated)):
+            return False
+        return isfinite(sum(values))
 
     def completed(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """A stored row's values, with the defaults of those that its release did not know."""

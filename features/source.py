@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import structlog
 from django.db import DatabaseError, InterfaceError, connection
 
 from features.activity import load_rows
@@ -11,9 +12,11 @@ from mlserve.cache.entry import Entry
 from mlserve.cache.keys import Key
 from mlserve.cache.limiter import ConcurrencyLimiter, Saturated
 from mlserve.cache.loading import SourceUnavailable
+from mlserve.observability import metrics
 from mlserve.postgres.failures import Failure, failure_of, stops_reads
 from mlserve.postgres.sessions import Kind, session_of
 
+_log = structlog.get_logger(__name__)
 _REASON = {Failure.TIMEOUT: "timeout", Failure.CONTENTION: "locked"}
 Load = Callable[[Sequence[Key]], Mapping[Key, Entry]]
 
@@ -38,7 +41,7 @@ def loader(breaker: Breaker, limiter: ConcurrencyLimiter) -> Load:
         finally:
             _give_connection_back()
         breaker.success()
-        return entries
+        return _without_unfit(entries)
 
     return load
 
@@ -52,6 +55,19 @@ def _read_on_live_session(keys: Sequence[Key]) -> dict[Key, Entry]:
             raise
         connection.close()
         return read_source(keys)
+
+
+def _without_unfit(entries: Mapping[Key, Entry]) -> Mapping[Key, Entry]:
+    """Rows that a hand or another release has written and nobody can read are no values, and no reason to fail."""
+    unfit = [
+        key for key, entry in entries.items() if entry.values is not None and not GROUPS[key.group].fits(entry.values)
+    ]
+    if not unfit:
+        return entries
+    metrics.SOURCE_ERRORS.labels("unfit_row").inc(len(unfit))
+    for key in unfit:
+        _log.warning("unfit_row", group=key.group, entity=key.kind, id=key.id, version=entries[key].version)
+    return {key: entry for key, entry in entries.items() if key not in unfit}
 
 
 def _give_connection_back() -> None:

@@ -114,7 +114,7 @@ def _keys_of_entity(entity: str, entity_id: str, groups: Collection[str] | None 
 def _named_values(group: str, entry: object) -> dict[str, float] | list[float] | None:
     if not isinstance(entry, Entry) or entry.values is None:
         return None
-    if GROUPS[group].repeated:
+    if GROUPS[group].repeated or not GROUPS[group].fits(entry.values):
         return list(entry.values)
     return dict(zip([stored.name for stored in GROUPS[group].values], entry.values, strict=True))
 
