@@ -96,7 +96,10 @@ def check_servable(model_version: ModelVersion) -> LoadedModel:
     """
     if model_version.parity.get("passed") is not True:
         summary = model_version.parity.get("summary", "it was never compared with scikit-learn")
-        raise ActivationRefused(f"model {model_version} is registered, but may not serve: {summary}")
+        raise ActivationRefused(
+            f"model {model_version} is registered, but may not serve: {summary}. Train it again with another "
+            "--estimator or other --features"
+        )
     try:
         return load_model_version(ModelVersion.objects.select_related("artifact").get(pk=model_version.pk))
     except ArtifactRefused as refused:
