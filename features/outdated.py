@@ -2,8 +2,8 @@
 
 Lines are added by those who change the ledger, and removed by who derives the row anew: *first* the lines go and
 *then*, in a later statement of the same database transaction, the ledger is read. At READ COMMITTED that statement sees
-every change whose line was removed. A line that a transaction under way relies on is locked by it, and left alone: its entity
-stays flagged until that transaction has ended, and nobody waits for it.
+every change whose line was removed. A line that a transaction under way relies on is locked by it, and left alone: its
+entity stays flagged until that transaction has ended, and nobody waits for it.
 """
 
 from collections.abc import Collection, Sequence
