@@ -10,6 +10,7 @@ from django.core.management import CommandError, call_command
 
 from features.definitions import ALL_FEATURES, BASELINE_FEATURES
 from features.models import Transaction
+from mlserve.postgres.one_at_a_time import one_at_a_time
 from predictions.models import Activation, ModelVersion
 from predictions.registry import parity, train
 from predictions.registry.active import load_model_version
@@ -135,6 +136,14 @@ def test_a_wrong_artifact_that_shall_not_serve_is_no_error(monkeypatch: pytest.M
     """With --no-activate the command is done once the version is registered, and reports the failed parity."""
     monkeypatch.setattr(train, "export_onnx", lambda *_, **__: examples.onnx_of())
     assert _json("train", "--features", "baseline", "--no-activate")["parity"]["passed"] is False
+
+
+def test_of_two_trainings_at_once_the_second_hears_who_trains() -> None:
+    """And registers nothing."""
+    with one_at_a_time("training"), pytest.raises(CommandError, match=r"^training: .* since .* by process") as refusal:
+        call_command("train")
+    assert refusal.value.returncode == 1
+    assert not ModelVersion.objects.exists()
 
 
 def test_an_empty_ledger_says_what_to_do() -> None:
