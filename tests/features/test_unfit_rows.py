@@ -24,11 +24,11 @@ from tests.fixtures.population import World
 def test_a_row_that_does_not_fit_is_no_value(world: World, group: str, entity_id: str, values: list[float]) -> None:
     """The others count; once the row is mended, its values do too."""
     kept = _write(group, entity_id, values)
-    before = metrics.SOURCE_ERRORS.labels("unfit_row")._value.get()  # type: ignore[attr-defined]
+    before = metrics.SOURCE_ERRORS.labels("unfit_row")._value.get()
     answer = world.score(customer_id="C1", merchant_id="M1", max_age_s=0)
     assert (answer.status, answer.body["degraded"]) == (200, True), answer.body
     assert "source_unavailable" in answer.body["degraded_reasons"]
-    assert metrics.SOURCE_ERRORS.labels("unfit_row")._value.get() > before  # type: ignore[attr-defined]
+    assert metrics.SOURCE_ERRORS.labels("unfit_row")._value.get() > before
     peeked = world.client.get(f"/v1/features/{'customer' if entity_id == 'C1' else 'merchant'}/{entity_id}")
     assert peeked.status_code == 200
     _write(group, entity_id, kept)
