@@ -182,7 +182,7 @@ def _open_enum(component: dict[str, Any]) -> dict[str, Any]:
     if "enum" not in component:
         return component
     known = {key: value for key, value in component.items() if key not in ("title", "description")}
-    about = {key: component[key] for key in ("title", "description") if key in component}
+    about: dict[str, Any] = {key: value for key, value in component.items() if key not in known}
     return {**about, "anyOf": [known, {"type": "string", "description": "New values may come."}]}
 
 
