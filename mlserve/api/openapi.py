@@ -193,6 +193,8 @@ def _in_ecma_dialect(schema: Any) -> Any:
             same = {name: _in_ecma_dialect(value) for name, value in schema.items()}
             if isinstance(pattern := same.get("pattern"), str):
                 same["pattern"] = pattern.replace(r"\Z", "$")
+            if same.pop("nullable", False) is True:  # as OpenAPI 3.1 says it
+                same["type"] = [same["type"], "null"]
             return same
         case list():
             return [_in_ecma_dialect(value) for value in schema]
