@@ -7,7 +7,7 @@ when it is delivered.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from django.db import DatabaseError, InterfaceError, connection
@@ -55,7 +55,7 @@ class Known:
         return conflict_with_ledger(request.transaction_id)
 
 
-def _stored(ids: Sequence[str]) -> Sequence[tuple[object, ...]]:
+def _stored(ids: Sequence[str]) -> Sequence[tuple[Any, ...]]:
     breaker = engine().l3_breaker
     if not breaker.allow():
         return ()

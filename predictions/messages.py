@@ -30,7 +30,7 @@ Currency = Annotated[
     Meta(
         pattern=r"^[A-Z]{3}\Z",
         description="three capital letters (ISO 4217)",
-        extra_json_schema={"type": ["string", "null"]},  # null is as if it were left out (`shapes.py`)
+        extra_json_schema={"nullable": True},  # null is as if it were left out (`shapes.py`)
     ),
 ]
 Moment = Annotated[

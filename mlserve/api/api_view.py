@@ -62,7 +62,7 @@ class ApiView(APIView):
         if self.produces is not None:
             if force or accepts(accepted, self.produces):
                 return renderer, renderer.media_type
-            raise NotAcceptable(available_renderers=[self.produces])
+            raise NotAcceptable
         negotiated: tuple[BaseRenderer, str] = super().perform_content_negotiation(request, force)
         return negotiated
 

@@ -182,7 +182,7 @@ def _open_enum(component: dict[str, Any]) -> dict[str, Any]:
     if "enum" not in component:
         return component
     known = {key: value for key, value in component.items() if key not in ("title", "description")}
-    about = {key: component[key] for key in ("title", "description") if key in component}
+    about: dict[str, Any] = {key: value for key, value in component.items() if key not in known}
     return {**about, "anyOf": [known, {"type": "string", "description": "New values may come."}]}
 
 
@@ -193,6 +193,8 @@ def _in_ecma_dialect(schema: Any) -> Any:
             same = {name: _in_ecma_dialect(value) for name, value in schema.items()}
             if isinstance(pattern := same.get("pattern"), str):
                 same["pattern"] = pattern.replace(r"\Z", "$")
+            if same.pop("nullable", False) is True:  # as OpenAPI 3.1 says it
+                same["type"] = [same["type"], "null"]
             return same
         case list():
             return [_in_ecma_dialect(value) for value in schema]

@@ -63,6 +63,7 @@ def test_the_document_leaves_room_for_new_values() -> None:
         assert {"type": "string", "description": "New values may come."} in document["components"]["schemas"][name][
             "anyOf"
         ]
+    assert document["components"]["schemas"]["ScoreRequest"]["properties"]["currency"]["type"] == ["string", "null"]
     scoring = document["paths"]["/v1/scores"]["post"]
     (dry_run,) = [each for each in scoring["parameters"] if each["name"] == "dry_run"]
     assert [example["value"] for example in dry_run["examples"].values()] == ["true"]

@@ -260,7 +260,7 @@ def counted(world: World, redis_client: redis.Redis, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("count", [2, 100])
 def test_nothing_is_done_once_for_each_item(world: World, counted: dict[str, int], count: int) -> None:
-    """Warm: one round trip to L2, one run of the model, one commit; with reasons one run more. Only conflicts are asked for."""
+    """Warm: one round trip to L2, one run of the model, one commit; with reasons one more. Of conflicts it asks."""
     requests = some(world, count)
     post(world, requests, "dry_run=true")
     post(world, requests)
