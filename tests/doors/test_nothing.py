@@ -7,8 +7,9 @@ from django.core.management import CommandError
 
 from features.models import Transaction
 from features.transactions.layouts import FIELDS
+from features.transactions.ledger_batch import LABEL_UNKNOWN
 from features.transactions.rows import RawBatch
-from features.transactions.validation import LABEL_UNKNOWN, Checked, check_rows
+from features.transactions.validation import Checked, check_rows
 from mlserve.null_words import NULL_WORDS
 from tests.features.transactions.files import csv_file, row, run_import
 
