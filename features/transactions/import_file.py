@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -17,12 +18,15 @@ from features.transactions.read_ahead import read_ahead
 from features.transactions.rejects import RejectsFile
 from features.transactions.rows import Reject, TransactionFile
 from features.transactions.validation import Checked, check_rows
+from mlserve.event_time import LATEST_AHEAD, UNLIKELY_BEFORE
+from mlserve.null_words import NULL_WORDS
 from mlserve.postgres.retries import retry_contention
 
 CHUNK_ROWS = 5_000
 """Rows per commit: what an interruption can cost, and locks that are held for some 0.2 s. Scores and label reports of
 the same transactions wait for that."""
 WEEK = timedelta(days=7)
+_UNLIKELY_BEFORE = np.datetime64(UNLIKELY_BEFORE.replace(tzinfo=None), "us")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +51,10 @@ class ImportReport:
     first: str | None = None
     last: str | None = None
     shifted_by_s: int = 0
+    early: int = 0
+    """Accepted rows from before 1990 (after the shift), which are more often a wrong column than a payment."""
+    reasons: list[str] = field(default_factory=list)
+    """The commonest reasons for rejecting, with their counts."""
 
 
 def import_file(
@@ -56,6 +64,7 @@ def import_file(
     *,
     report: ImportReport,
     shift: timedelta = timedelta(0),
+    null_words: AbstractSet[str] = NULL_WORDS,
     chunk_rows: int = CHUNK_ROWS,
     progress: Report,
 ) -> None:
@@ -68,7 +77,10 @@ def import_file(
     since = database_now(connection)
     report.shifted_by_s = int(shift.total_seconds())
     try:
-        checked_batches = ((batch, check_rows(batch, shift=shift)) for batch in file.batches(rows=chunk_rows))
+        checked_batches = (
+            (batch, check_rows(batch, shift=shift, now=since, null_words=null_words))
+            for batch in file.batches(rows=chunk_rows)
+        )
         for batch, checked in read_ahead(checked_batches):
             loaded = retry_contention(
                 partial(copy_transactions, connection, checked.good, since=since), what="import of transactions"
@@ -83,8 +95,9 @@ def import_file(
             report.duplicates += loaded.duplicates
             report.labelled += loaded.labelled
             _widen(report, checked.good.occurred_at)
+            report.early += int(np.count_nonzero(checked.good.occurred_at < _UNLIKELY_BEFORE))
             rejects.write(sorted([*checked.rejects, *conflicts], key=lambda reject: reject.line))
-            report.rejected = rejects.count
+            report.rejected, report.reasons = rejects.count, rejects.commonest()
             report.rejects_file = str(rejects.path) if rejects.path else None
             _time(report, started)
             progress(batch.fraction, f"{report.rows:,} rows, {report.rows_per_second:,} rows/s")
@@ -99,23 +112,37 @@ def weeks_to_now(
 ) -> timedelta:
     """The whole weeks that bring the file's newest good row into the last seven days before `now`.
 
-    An import that was begun earlier keeps the shift that it had: its first rows in the ledger tell.
+    Rows that lie more than a day ahead of `now` do not count beside others: one of 2099 would move all the rest out of
+    every window. An import that was begun earlier keeps the shift that it had: its first rows in the ledger tell.
     """
+    latest = np.datetime64((now + LATEST_AHEAD).astimezone(UTC).replace(tzinfo=None), "us")
+    begun_looked_for = False
     newest: np.datetime64 | None = None
+    newest_ahead: np.datetime64 | None = None
     for batch in file.batches(rows=CHUNK_ROWS):
         good = check_rows(batch).good
         if not len(good):
             continue
-        if newest is None:
+        if not begun_looked_for:
+            begun_looked_for = True
             begun = _shift_of_known(connection, good.transaction_ids[:1000], good.occurred_at[:1000])
             if begun is not None:
                 return begun
-        latest = np.max(good.occurred_at)
-        newest = latest if newest is None else max(newest, latest)
+        ahead = good.occurred_at > latest
+        newest = _newer(newest, good.occurred_at[~ahead])
+        newest_ahead = _newer(newest_ahead, good.occurred_at[ahead])
         progress(batch.fraction, "looking for the newest row")
+    newest = newest_ahead if newest is None else newest
     if newest is None:
         return timedelta(0)
     return (now - _moment(newest)) // WEEK * WEEK
+
+
+def _newer(newest: np.datetime64 | None, times: Any) -> np.datetime64 | None:
+    if not len(times):
+        return newest
+    latest: np.datetime64 = np.max(times)
+    return latest if newest is None else max(newest, latest)
 
 
 def _shift_of_known(connection: BaseDatabaseWrapper, ids: Sequence[str], times: Any) -> timedelta | None:

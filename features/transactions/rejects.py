@@ -1,6 +1,7 @@
 """The rejects file: line, field, reason and value of every row that was not loaded, safe to open in a spreadsheet."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -8,6 +9,9 @@ from typing import Any, Self, TextIO
 
 from features.transactions.rows import Reject
 
+COMMONEST = 3
+_REASONS_MAX = 1000
+"""Distinct reasons that are counted; a few name a value, and a file may be long."""
 COLUMNS = ("line", "field", "reason", "value")
 VALUE_CHARACTERS_MAX = 200
 # With these a spreadsheet takes a cell for a formula (OWASP, CSV injection).
@@ -23,6 +27,7 @@ class RejectsFile:
     def __init__(self, path: Path) -> None:
         self.count = 0
         self.first: Reject | None = None
+        self._reasons: Counter[str] = Counter()
         self._wanted = path
         self._file: TextIO | None = None
         self._writer: Any = None
@@ -40,7 +45,14 @@ class RejectsFile:
                 self._writer.writerow(COLUMNS)
             self.count += 1
             self.first = self.first or reject
+            reason = f"{reject.field or 'row'} {reject.reason}"
+            if reason in self._reasons or len(self._reasons) < _REASONS_MAX:
+                self._reasons[reason] += 1
             self._writer.writerow((reject.line, reject.field, reject.reason, printable(reject.value)))
+
+    def commonest(self) -> list[str]:
+        """Up to three reasons with their counts, the commonest first: `customer_id is missing (12)`."""
+        return [f"{reason} ({count:,})" for reason, count in self._reasons.most_common(COMMONEST)]
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -10,7 +11,9 @@ import numpy as np
 
 from features.transactions.layouts import FIELDS
 from features.transactions.ledger_batch import LABEL_UNKNOWN, LedgerBatch
-from features.transactions.rows import RawBatch, Reject
+from features.transactions.rows import Cells, RawBatch, Reject
+from mlserve.event_time import EARLIEST, moment_of, wrong_moment
+from mlserve.null_words import NULL_WORDS
 
 ID_CHARACTERS_MAX = 64
 # The same as `EntityId` and `TransactionId` of predictions/messages.py, which this app may not import.
@@ -21,7 +24,7 @@ _TIME = re.compile(
 )
 _PLAIN_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?")
 """What most files hold, and no zone to reckon with: half the time of the general way."""
-_EARLIEST = datetime(1970, 1, 1)  # noqa: DTZ001 - UTC, as all times are once they are parsed
+_EARLIEST = EARLIEST.replace(tzinfo=None)  # UTC, as all times are once they are parsed
 _LATEST = datetime(2200, 12, 31, 23, 59, 59, 999_999)  # noqa: DTZ001
 _PLAIN_AMOUNT = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,4})?")
 _AMOUNT = re.compile(r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
@@ -52,8 +55,18 @@ class _Refused(Exception):
     """Why a cell cannot be accepted."""
 
 
-def check_rows(batch: RawBatch, *, shift: timedelta = timedelta(0)) -> Checked:
-    """Splits a batch. A refused row is named once, with its first field at fault; `shift` is added to every time."""
+def check_rows(
+    batch: RawBatch,
+    *,
+    shift: timedelta = timedelta(0),
+    now: datetime | None = None,
+    null_words: AbstractSet[str] = NULL_WORDS,
+) -> Checked:
+    """Splits a batch. A refused row is named once, with its first field at fault; `shift` is added to every time.
+
+    With `now` (aware), what lies more than a day ahead of it after the shift is refused; what is to be loaded needs it.
+    Cells that are one of `null_words`, in whatever case of the letters, are as empty ones.
+    """
     lines: list[int] = []
     rejects = list(batch.unreadable)
     ids: list[str] = []
@@ -63,12 +76,13 @@ def check_rows(batch: RawBatch, *, shift: timedelta = timedelta(0)) -> Checked:
     amounts: list[float] = []
     currencies: list[str] = []
     labels: list[int] = []
-    for line, cells in zip(batch.lines, batch.rows, strict=True):
+    for line, read in zip(batch.lines, batch.rows, strict=True):
+        cells = _without_null_words(read, null_words)
         at = 0
         try:
             transaction = _id(cells[0])
             at = 1
-            moment = _moment(cells[1], shift)
+            moment = _moment(cells[1], shift, now)
             at = 2
             customer = _id(cells[2])
             at = 3
@@ -80,7 +94,7 @@ def check_rows(batch: RawBatch, *, shift: timedelta = timedelta(0)) -> Checked:
             at = 6
             label = _label(cells[6])
         except _Refused as refused:
-            rejects.append(Reject(line, FIELDS[at], str(refused), cells[at] or ""))
+            rejects.append(Reject(line, FIELDS[at], str(refused), read[at] or ""))
             continue
         lines.append(line)
         ids.append(transaction)
@@ -101,6 +115,17 @@ def check_rows(batch: RawBatch, *, shift: timedelta = timedelta(0)) -> Checked:
         labels=np.array(labels, dtype=np.int8),
     )
     return Checked(good, lines, rejects)
+
+
+def _without_null_words(cells: Cells, null_words: AbstractSet[str]) -> Cells:
+    if not any(cell is not None and _is_null(cell, null_words) for cell in cells):
+        return cells
+    a, b, c, d, e, f, g = ("" if cell is None or _is_null(cell, null_words) else cell for cell in cells)
+    return a, b, c, d, e, f, g
+
+
+def _is_null(cell: str, null_words: AbstractSet[str]) -> bool:
+    return cell.strip(" ").lower() in null_words
 
 
 def _text(cell: str | None) -> str:
@@ -130,11 +155,11 @@ def _id(cell: str | None) -> str:
     raise _Refused("may hold letters, digits and . _ : - only")
 
 
-def _moment(cell: str | None, shift: timedelta) -> datetime:
-    """In UTC, without zone, as numpy wants it. Digits beyond microseconds are cut off."""
+def _moment(cell: str | None, shift: timedelta, now: datetime | None) -> datetime:
+    """In UTC, without zone, as numpy wants it, rounded to the microsecond."""
     try:
         if cell is not None and _PLAIN_TIME.fullmatch(cell):
-            moment = datetime.fromisoformat(cell)
+            moment = moment_of(cell)
         else:
             moment = _general_moment(_text(cell))
         if shift:
@@ -145,6 +170,9 @@ def _moment(cell: str | None, shift: timedelta) -> datetime:
         raise _Refused("is outside the years 1970 to 2200") from error
     if not _EARLIEST <= moment <= _LATEST:
         raise _Refused("is outside the years 1970 to 2200")
+    wrong = None if now is None else wrong_moment(moment.replace(tzinfo=UTC), now)
+    if wrong:
+        raise _Refused(f"is {wrong}")
     return moment
 
 
@@ -154,7 +182,7 @@ def _general_moment(text: str) -> datetime:
     if not _TIME.fullmatch(text):
         _refuse_unreadable(text)
         raise _Refused("is not a time (ISO 8601, such as 2026-01-31T23:59:59Z; without a zone it is UTC)")
-    moment = datetime.fromisoformat(text.replace(" ", "T", 1).replace(" ", ""))
+    moment = moment_of(text.replace(" ", "T", 1).replace(" ", ""))
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 

@@ -1,7 +1,7 @@
 """From the bytes of a request to what scoring and labelling take. One object of a list is read as one alone is."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -9,13 +9,11 @@ import msgspec
 
 from mlserve.api.parameters import InvalidParameter, read_parameters, shown
 from mlserve.errors import FieldError, MlserveError
+from mlserve.event_time import wrong_moment
 from predictions.api.envelopes import Envelope
 from predictions.api.shapes import InvalidFields, RequestShape
 from predictions.messages import Label, ScoreOptions, ScoreRequest, TransactionId
 
-EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
-LATEST_AHEAD: Final = timedelta(days=1)
-"""Clocks of clients and time zones may be wrong by this much."""
 DECIMALS: Final = 4
 """What the ledger keeps of an amount."""
 MOST_TRANSACTIONS: Final = 100
@@ -33,20 +31,12 @@ __all__ = [
 ]
 
 
-def _wrong_moment(moment: datetime, now: datetime) -> str | None:
-    if moment < EARLIEST:
-        return "before 1970"
-    if moment - now > LATEST_AHEAD:
-        return f"more than a day ahead of the server's time, {now:%Y-%m-%dT%H:%M:%SZ}"
-    return None
-
-
 def _wrong_amount(amount: float, _now: datetime) -> str | None:
     return None if round(amount, DECIMALS) == amount else f"too exact: at most {DECIMALS} decimals"
 
 
-_SCORE: Final = RequestShape(ScoreRequest, rules={"occurred_at": _wrong_moment, "amount": _wrong_amount})
-_LABEL: Final = RequestShape(Label, rules={"reported_at": _wrong_moment})
+_SCORE: Final = RequestShape(ScoreRequest, rules={"occurred_at": wrong_moment, "amount": _wrong_amount})
+_LABEL: Final = RequestShape(Label, rules={"reported_at": wrong_moment})
 _BATCH: Final = Envelope("transactions", most=MOST_TRANSACTIONS)
 _LABELS: Final = Envelope("labels", most=MOST_LABELS)
 

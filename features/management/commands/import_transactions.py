@@ -17,8 +17,11 @@ from features.transactions.progress import progress
 from features.transactions.readers import PathError, open_transactions
 from features.transactions.rejects import RejectsFile
 from features.transactions.rows import FileError, TransactionFile
+from mlserve.null_words import NULL_WORDS
 
 FAILED, USAGE = 1, 2
+MAX_REJECTED_PERCENT = 1.0
+"""Of a file's rows. More is a wrong column or a wrong format, seldom bad rows."""
 
 
 class Command(BaseCommand):
@@ -57,6 +60,19 @@ class Command(BaseCommand):
             default=CHUNK_ROWS,
             help=f"rows per commit, which is what an interruption can cost (default: {CHUNK_ROWS:,})",
         )
+        parser.add_argument(
+            "--null",
+            action="append",
+            metavar="WORD",
+            help="a word for nothing; may be repeated and replaces the list (nan, none, null, -, \\N, n/a, na, ...)",
+        )
+        parser.add_argument(
+            "--max-rejected",
+            type=float,
+            default=MAX_REJECTED_PERCENT,
+            metavar="PERCENT",
+            help=f"exit with 1 if more of the rows were rejected (default: {MAX_REJECTED_PERCENT:g})",
+        )
         parser.add_argument("--strict", action="store_true", help="exit with 1 if any row was rejected")
         parser.add_argument("--json", action="store_true", help="the result as one JSON object on stdout")
 
@@ -64,6 +80,11 @@ class Command(BaseCommand):
         chunk_rows = options["chunk_rows"]
         if not 1 <= chunk_rows <= 1_000_000:
             raise CommandError(f"--chunk-rows {chunk_rows}: from 1 to 1,000,000", returncode=USAGE)
+        if not 0 <= options["max_rejected"] <= 100:
+            raise CommandError(f"--max-rejected {options['max_rejected']:g}: from 0 to 100 percent", returncode=USAGE)
+        null_words = (
+            NULL_WORDS if options["null"] is None else frozenset(word.strip().lower() for word in options["null"])
+        )
         file = _opened(options)
         rejects_path = _rejects_path(options["file"], options["rejects"])
         report = ImportReport(file=str(options["file"]), layout=file.layout)
@@ -75,7 +96,14 @@ class Command(BaseCommand):
                         shift = weeks_to_now(connection, file, now=timezone.now(), progress=show)
                 with progress("import") as show:
                     import_file(
-                        connection, file, rejects, report=report, shift=shift, chunk_rows=chunk_rows, progress=show
+                        connection,
+                        file,
+                        rejects,
+                        report=report,
+                        shift=shift,
+                        null_words=null_words,
+                        chunk_rows=chunk_rows,
+                        progress=show,
                     )
         except KeyboardInterrupt as error:
             raise CommandError(f"interrupted; {_committed(report)}", returncode=FAILED) from error
@@ -83,17 +111,28 @@ class Command(BaseCommand):
             raise CommandError(f"{error}; {_committed(report)}", returncode=FAILED) from error
         caught_up = caught_up_with_ledger(self.stderr.write, now=timezone.now())
         self._show(report, caught_up, as_json=options["json"])
+        if report.early:
+            self.stderr.write(
+                f"warning: {report.early:,} rows lie before 1990, the first at {report.first}; is occurred_at the "
+                "right column?"
+            )
         if report.rejected:
             first = rejects.first
             assert first is not None
             words = (
                 f"{report.rejected:,} of {report.rows:,} rows rejected, see {report.rejects_file}; "
-                f"the first: line {first.line}, {first.field or 'row'}: {first.reason}"
+                f"the first: line {first.line}, {first.field or 'row'}: {first.reason}; "
+                f"the commonest: {', '.join(report.reasons)}"
             )
             if options["strict"]:
                 raise CommandError(words, returncode=FAILED)
             if report.rejected == report.rows:
                 raise CommandError(f"not one row could be loaded: {words}", returncode=FAILED)
+            if report.rejected * 100 > options["max_rejected"] * report.rows:
+                raise CommandError(
+                    f"more than {options['max_rejected']:g} % could not be loaded (--max-rejected): {words}",
+                    returncode=FAILED,
+                )
             self.stderr.write(f"warning: {words}")
         elif not report.rows:
             self.stderr.write(f"warning: {report.file} has a header and no rows")

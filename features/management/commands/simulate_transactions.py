@@ -20,6 +20,7 @@ from features.transactions.progress import progress
 from features.transactions.read_ahead import read_ahead
 from features.transactions.simulate import generate
 from mlserve.arguments import whole_number
+from mlserve.event_time import wrong_moment
 from mlserve.postgres.retries import retry_contention
 
 FAILED, USAGE = 1, 2
@@ -126,6 +127,9 @@ def _end(text: str, *, now: datetime) -> datetime:
         raise CommandError(f"--end {text!r} is not a time (ISO 8601, or now)", returncode=USAGE) from error
     if not 1971 <= end.year <= 2200:
         raise CommandError(f"--end {text!r} is outside the years 1971 to 2200", returncode=USAGE)
+    wrong = wrong_moment(end, now)
+    if wrong:
+        raise CommandError(f"--end {text!r} is {wrong}", returncode=USAGE)
     return end.replace(microsecond=0)
 
 

@@ -22,10 +22,13 @@ def row(number: int, *, amount: str = "10.00", label: str = "0", at: str | None 
 
 
 def run_import(file: Path, *options: str) -> dict[str, Any]:
-    """The JSON result. Rejects go beside the file unless the options say otherwise."""
+    """The JSON result. Rejects go beside the file, and any number may be rejected, unless the options say otherwise."""
     out = io.StringIO()
     rejects = () if "--rejects" in options else ("--rejects", f"{file}.rejects.csv")
-    call_command("import_transactions", str(file), "--json", *rejects, *options, stdout=out, stderr=io.StringIO())
+    share = () if "--max-rejected" in options else ("--max-rejected", "100")
+    call_command(
+        "import_transactions", str(file), "--json", *rejects, *share, *options, stdout=out, stderr=io.StringIO()
+    )
     result: dict[str, Any] = json.loads(out.getvalue())
     return result
 
