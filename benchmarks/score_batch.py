@@ -39,7 +39,8 @@ class Batches:
         self._dry_runs: list[bytes] = []
 
     def _request(self, first: int, options: str = "") -> bytes:
-        transactions = [self._service.transaction("batch", number) for number in range(first, first + SIZE)]
+        name = "batch-dry" if options else "batch"  # as in `Scores.request`
+        transactions = [self._service.transaction(name, number) for number in range(first, first + SIZE)]
         return self._service.post(BATCHES + options, {"transactions": transactions})
 
     def warm(self) -> None:

@@ -38,7 +38,9 @@ class Scores:
         self._empty = self.request(_EMPTY, 0)
 
     def request(self, path: str, number: int) -> bytes:
-        return self._service.post(path, self._service.transaction("bench", number))
+        """A dry run has an id that nobody decides on: what is known with other contents is refused."""
+        name = "bench-dry" if "dry_run" in path else "bench"
+        return self._service.post(path, self._service.transaction(name, number))
 
     def warm(self) -> None:
         """Every pair is in L1 and L2, and stays fresh for longer than a round."""

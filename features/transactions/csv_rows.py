@@ -43,6 +43,7 @@ class CsvTransactions:
             self.delimiter = delimiter or _delimiter_of(header)
             columns = _header_cells(lines, self.delimiter)
         self.layout = layout_of(columns, layout=layout)
+        self.amounts_are_numbers = False
         self._width = len(columns)
         positions = column_positions(columns, layout=self.layout, mapping=mapping)
         # One position past the row's end, where `batches` puts a None for fields without a column.

@@ -13,6 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from features.models import Transaction
 from features.transactions.load import analyse_ledger, copy_transactions, database_now
+from features.transactions.number_style import PLAIN, NumberStyle
 from features.transactions.progress import Report
 from features.transactions.read_ahead import read_ahead
 from features.transactions.rejects import RejectsFile
@@ -55,6 +56,8 @@ class ImportReport:
     """Accepted rows from before 1990 (after the shift), which are more often a wrong column than a payment."""
     reasons: list[str] = field(default_factory=list)
     """The commonest reasons for rejecting, with their counts."""
+    amounts: str = str(PLAIN)
+    """How amounts were read."""
 
 
 def import_file(
@@ -65,6 +68,7 @@ def import_file(
     report: ImportReport,
     shift: timedelta = timedelta(0),
     null_words: AbstractSet[str] = NULL_WORDS,
+    style: NumberStyle = PLAIN,
     chunk_rows: int = CHUNK_ROWS,
     progress: Report,
 ) -> None:
@@ -76,9 +80,10 @@ def import_file(
     started = time.monotonic()
     since = database_now(connection)
     report.shifted_by_s = int(shift.total_seconds())
+    report.amounts = str(style)
     try:
         checked_batches = (
-            (batch, check_rows(batch, shift=shift, now=since, null_words=null_words))
+            (batch, check_rows(batch, shift=shift, now=since, null_words=null_words, style=style))
             for batch in file.batches(rows=chunk_rows)
         )
         for batch, checked in read_ahead(checked_batches):
@@ -108,7 +113,13 @@ def import_file(
 
 
 def weeks_to_now(
-    connection: BaseDatabaseWrapper, file: TransactionFile, *, now: datetime, progress: Report
+    connection: BaseDatabaseWrapper,
+    file: TransactionFile,
+    *,
+    now: datetime,
+    style: NumberStyle = PLAIN,
+    null_words: AbstractSet[str] = NULL_WORDS,
+    progress: Report,
 ) -> timedelta:
     """The whole weeks that bring the file's newest good row into the last seven days before `now`.
 
@@ -120,7 +131,7 @@ def weeks_to_now(
     newest: np.datetime64 | None = None
     newest_ahead: np.datetime64 | None = None
     for batch in file.batches(rows=CHUNK_ROWS):
-        good = check_rows(batch).good
+        good = check_rows(batch, style=style, null_words=null_words).good
         if not len(good):
             continue
         if not begun_looked_for:

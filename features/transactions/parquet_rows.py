@@ -29,6 +29,7 @@ class ParquetTransactions:
         self._columns = {field: columns[position] for field, position in positions.items()}
         for field, column in self._columns.items():
             _require_type(field, column, schema.field(column).type)
+        self.amounts_are_numbers = not _is_text(_values_of(schema.field(self._columns["amount"]).type))
 
     def batches(self, *, rows: int) -> Iterator[RawBatch]:
         first = 1
@@ -68,8 +69,12 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
+def _values_of(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _require_type(field: str, column: str, kind: pa.DataType) -> None:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = _values_of(kind)
     number = pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_float32(kind)
     number = number or pa.types.is_float64(kind)
     fits = pa.types.is_null(kind) or _is_text(kind)

@@ -39,6 +39,8 @@ class TransactionFile(Protocol):
     """An opened file. It can be read more than once, from its start, in bounded memory."""
 
     layout: str
+    amounts_are_numbers: bool
+    """Not text, which may be written in one way or another."""
 
     def batches(self, *, rows: int) -> Iterator[RawBatch]:
         """All rows, at most `rows` in a batch. Raises FileError if the rest of the file is damaged."""

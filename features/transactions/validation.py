@@ -6,11 +6,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
 from features.transactions.layouts import FIELDS
 from features.transactions.ledger_batch import LABEL_UNKNOWN, LedgerBatch
+from features.transactions.number_style import PLAIN, NumberStyle
 from features.transactions.rows import Cells, RawBatch, Reject
 from mlserve.event_time import EARLIEST, moment_of, wrong_moment
 from mlserve.null_words import NULL_WORDS
@@ -61,11 +63,13 @@ def check_rows(
     shift: timedelta = timedelta(0),
     now: datetime | None = None,
     null_words: AbstractSet[str] = NULL_WORDS,
+    style: NumberStyle = PLAIN,
 ) -> Checked:
     """Splits a batch. A refused row is named once, with its first field at fault; `shift` is added to every time.
 
     With `now` (aware), what lies more than a day ahead of it after the shift is refused; what is to be loaded needs it.
-    Cells that are one of `null_words`, in whatever case of the letters, are as empty ones.
+    Cells that are one of `null_words`, in whatever case of the letters, are as empty ones. Amounts are
+    written in `style`.
     """
     lines: list[int] = []
     rejects = list(batch.unreadable)
@@ -76,6 +80,7 @@ def check_rows(
     amounts: list[float] = []
     currencies: list[str] = []
     labels: list[int] = []
+    plain = style.is_plain
     for line, read in zip(batch.lines, batch.rows, strict=True):
         cells = _without_null_words(read, null_words)
         at = 0
@@ -88,7 +93,7 @@ def check_rows(
             at = 3
             merchant = _id(cells[3])
             at = 4
-            amount = _amount(cells[4])
+            amount = _amount(cells[4] if plain or cells[4] is None else style.plain(cells[4].strip(" ")))
             at = 5
             currency = _currency(cells[5])
             at = 6
@@ -115,6 +120,25 @@ def check_rows(
         labels=np.array(labels, dtype=np.int8),
     )
     return Checked(good, lines, rejects)
+
+
+def as_read(checked: Checked) -> list[dict[str, Any]]:
+    """The good rows as they would be loaded, for people: by field, with their line."""
+    good = checked.good
+    times = np.datetime_as_string(good.occurred_at, timezone="UTC").tolist()
+    labels = {1: True, 0: False, LABEL_UNKNOWN: None}
+    rows = zip(
+        checked.lines,
+        good.transaction_ids,
+        times,
+        good.customer_ids,
+        good.merchant_ids,
+        good.amounts.tolist(),
+        good.currencies,
+        (labels[label] for label in good.labels.tolist()),
+        strict=True,
+    )
+    return [dict(zip(("line", *FIELDS), row, strict=True)) for row in rows]
 
 
 def _without_null_words(cells: Cells, null_words: AbstractSet[str]) -> Cells:

@@ -58,7 +58,8 @@ def test_a_wrong_method(service: WebProcess, method: str) -> None:
 @pytest.mark.parametrize("line", ["POST /", "DELETE /favicon.ico", "BREW /", "CONNECT 127.0.0.1:80"])
 def test_what_is_sent_to_where_only_pages_lead(service: WebProcess, line: str) -> None:
     """A problem as everywhere; only the admin's own forms get a page."""
-    request(service.port, line, KEY).problem("forbidden")
+    request(service.port, line).problem("unauthenticated")
+    request(service.port, line, KEY).problem("method_not_allowed")
     page = request(service.port, "POST /admin/login/", "Content-Length: 1", body=b"x")
     assert (page.status, page.headers["content-type"]) == (403, "text/html; charset=utf-8")
 

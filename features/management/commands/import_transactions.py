@@ -1,6 +1,7 @@
 """`manage.py import_transactions FILE`: a CSV or Parquet file of transactions into the ledger."""
 
 import json
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -13,13 +14,20 @@ from django.utils import timezone
 from features.transactions.follow import caught_up_with_ledger, in_words
 from features.transactions.import_file import CHUNK_ROWS, ImportReport, import_file, weeks_to_now
 from features.transactions.layouts import LAYOUTS, LayoutError, parse_mapping
+from features.transactions.number_style import PLAIN, SEPARATORS, NumberStyle, StyleUnclear, style_of
 from features.transactions.progress import progress
 from features.transactions.readers import PathError, open_transactions
 from features.transactions.rejects import RejectsFile
 from features.transactions.rows import FileError, TransactionFile
+from features.transactions.validation import as_read, check_rows
 from mlserve.null_words import NULL_WORDS
 
 FAILED, USAGE = 1, 2
+SHOWN_ROWS = 10
+_HOW_TO_SAY = (
+    "Say which it is with --decimal comma or point and --thousands (point, comma, space, apostrophe or none); "
+    "--dry-run with them shows what comes of it"
+)
 MAX_REJECTED_PERCENT = 1.0
 """Of a file's rows. More is a wrong column or a wrong format, seldom bad rows."""
 
@@ -73,6 +81,19 @@ class Command(BaseCommand):
             metavar="PERCENT",
             help=f"exit with 1 if more of the rows were rejected (default: {MAX_REJECTED_PERCENT:g})",
         )
+        parser.add_argument(
+            "--decimal",
+            choices=["point", "comma"],
+            help="mark before the decimals of amounts (default: what the whole column proves)",
+        )
+        parser.add_argument(
+            "--thousands",
+            choices=list(SEPARATORS),
+            help="what stands between groups of three digits (default: what the column proves; with --decimal none)",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="load nothing; show the first ten rows as they would be read"
+        )
         parser.add_argument("--strict", action="store_true", help="exit with 1 if any row was rejected")
         parser.add_argument("--json", action="store_true", help="the result as one JSON object on stdout")
 
@@ -85,15 +106,23 @@ class Command(BaseCommand):
         null_words = (
             NULL_WORDS if options["null"] is None else frozenset(word.strip().lower() for word in options["null"])
         )
+        asked_style = _asked_style(options)
         file = _opened(options)
         rejects_path = _rejects_path(options["file"], options["rejects"])
         report = ImportReport(file=str(options["file"]), layout=file.layout)
         try:
+            with progress("amounts") as show:
+                style = asked_style or style_of(file, rows=CHUNK_ROWS, progress=show)
+            if options["dry_run"]:
+                self._show_first(file, style, null_words, as_json=options["json"])
+                return
             with RejectsFile(rejects_path) as rejects:
                 shift = timedelta(0)
                 if options["shift_to_now"]:
                     with progress("shift") as show:
-                        shift = weeks_to_now(connection, file, now=timezone.now(), progress=show)
+                        shift = weeks_to_now(
+                            connection, file, now=timezone.now(), style=style, null_words=null_words, progress=show
+                        )
                 with progress("import") as show:
                     import_file(
                         connection,
@@ -102,11 +131,14 @@ class Command(BaseCommand):
                         report=report,
                         shift=shift,
                         null_words=null_words,
+                        style=style,
                         chunk_rows=chunk_rows,
                         progress=show,
                     )
         except KeyboardInterrupt as error:
             raise CommandError(f"interrupted; {_committed(report)}", returncode=FAILED) from error
+        except StyleUnclear as error:
+            raise CommandError(f"{error}; nothing was loaded. {_HOW_TO_SAY}", returncode=USAGE) from error
         except (FileError, DatabaseError, OSError) as error:
             raise CommandError(f"{error}; {_committed(report)}", returncode=FAILED) from error
         caught_up = caught_up_with_ledger(self.stderr.write, now=timezone.now())
@@ -137,6 +169,23 @@ class Command(BaseCommand):
         elif not report.rows:
             self.stderr.write(f"warning: {report.file} has a header and no rows")
 
+    def _show_first(
+        self, file: TransactionFile, style: NumberStyle, null_words: AbstractSet[str], *, as_json: bool
+    ) -> None:
+        batch = next(iter(file.batches(rows=SHOWN_ROWS)))
+        checked = check_rows(batch, now=timezone.now(), null_words=null_words, style=style)
+        rows = as_read(checked)
+        if as_json:
+            rejected = [asdict(reject) for reject in checked.rejects]
+            self.stdout.write(json.dumps({"amounts": str(style), "rows": rows, "rejected": rejected}))
+            return
+        self.stdout.write(f"amounts: {style}; layout {file.layout}; nothing was loaded")
+        for row in rows:
+            self.stdout.write("  ".join(f"{name}={value}" for name, value in row.items()))
+        for reject in checked.rejects:
+            where = f"line {reject.line}, {reject.field or 'row'}"
+            self.stdout.write(f"{where}: rejected, {reject.reason}: {reject.value!r}")
+
     def _show(self, report: ImportReport, caught_up: dict[str, Any], *, as_json: bool) -> None:
         if as_json:
             self.stdout.write(json.dumps({**asdict(report), **caught_up}))
@@ -149,7 +198,20 @@ class Command(BaseCommand):
         if report.first:
             moved = f", moved by {report.shifted_by_s // 604_800:+,} weeks" if report.shifted_by_s else ""
             self.stdout.write(f"from {report.first} to {report.last}{moved}")
+        if report.amounts != str(PLAIN):
+            self.stdout.write(f"amounts were read with {report.amounts}")
         self.stdout.write(in_words(caught_up))
+
+
+def _asked_style(options: dict[str, Any]) -> NumberStyle | None:
+    """None if nothing was said."""
+    if options["decimal"] is None and options["thousands"] is None:
+        return None
+    thousands = SEPARATORS[options["thousands"] or "none"]
+    decimal = SEPARATORS[options["decimal"]] if options["decimal"] else ("," if thousands == "." else ".")
+    if decimal == thousands:
+        raise CommandError(f"--decimal and --thousands are both {options['decimal']}", returncode=USAGE)
+    return NumberStyle(decimal, thousands)
 
 
 def _opened(options: dict[str, Any]) -> TransactionFile:
