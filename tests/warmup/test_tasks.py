@@ -37,6 +37,7 @@ def test_builds_wait_in_another_queue_than_refreshes() -> None:
         is_quick = entry["task"].startswith("warmup.") or entry["task"] in (
             "features.flush_write_behind",
             "features.inspect_cache",
+            "features.catch_up",
         )
         assert route["queue"].name == ("refresh" if is_quick else "build")
 
