@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from features.transactions.layouts import FIELDS, column_positions, layout_of
+from features.transactions.layouts import FIELDS, column_positions, layout_of, unused_columns
 from features.transactions.rows import Cells, FileError, RawBatch, Reject
 
 DELIMITERS = ",;\t|"
@@ -46,6 +46,7 @@ class CsvTransactions:
         self.amounts_are_numbers = False
         self._width = len(columns)
         positions = column_positions(columns, layout=self.layout, mapping=mapping)
+        self.unused_columns = unused_columns(columns, positions)
         # One position past the row's end, where `batches` puts a None for fields without a column.
         self._positions = tuple(positions.get(field, self._width) for field in FIELDS)
 

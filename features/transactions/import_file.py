@@ -56,6 +56,7 @@ class ImportReport:
     """Accepted rows from before 1990 (after the shift), which are more often a wrong column than a payment."""
     reasons: list[str] = field(default_factory=list)
     """The commonest reasons for rejecting, with their counts."""
+    unused_columns: list[str] = field(default_factory=list)
     amounts: str = str(PLAIN)
     """How amounts were read."""
 
@@ -80,7 +81,7 @@ def import_file(
     started = time.monotonic()
     since = database_now(connection)
     report.shifted_by_s = int(shift.total_seconds())
-    report.amounts = str(style)
+    report.amounts, report.unused_columns = str(style), file.unused_columns
     try:
         checked_batches = (
             (batch, check_rows(batch, shift=shift, now=since, null_words=null_words, style=style))

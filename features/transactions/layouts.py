@@ -25,16 +25,28 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 )
 
 
+_ALSO_CALLED = {
+    "currency": ("currency", "currencycode", "curr", "ccy", "txcurrency", "transactioncurrency"),
+    "is_fraud": ("isfraud", "fraud", "fraudlabel", "txfraud", "label", "class", "isfraudulent", "fraudulent"),
+}
+"""What optional fields are called in other people's files: letters and digits alone, in lower case."""
+NO_COLUMN = ""
+"""In a mapping: the file has no column for this field."""
+
+
 class LayoutError(ValueError):
     """The columns asked for are not in the file, or cannot be told apart. The message names them and the fix."""
 
 
 def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:
-    """`["amount=AMT"]` as `{"amount": "AMT"}`. A column's name may hold `=`; a field's cannot."""
+    """`["amount=AMT"]` as `{"amount": "AMT"}`. A column's name may hold `=`; a field's cannot.
+
+    `currency=` says that no column of the file is the currency, whatever it looks like.
+    """
     mapping: dict[str, str] = {}
     for pair in pairs:
         field, equals, column = pair.partition("=")
-        if not equals or not column:
+        if not equals or (not column and field not in OPTIONAL_FIELDS):
             raise LayoutError(f"--map {pair!r}: write it as FIELD=COLUMN, for example amount=TX_AMOUNT")
         if field not in FIELDS:
             raise LayoutError(f"--map {pair!r}: no field is called {field!r}; the fields are {', '.join(FIELDS)}")
@@ -58,20 +70,39 @@ def layout_of(columns: Sequence[str], *, layout: str | None = None) -> str:
 def column_positions(columns: Sequence[str], *, layout: str, mapping: Mapping[str, str]) -> dict[str, int]:
     """Field to position among `columns`, for the fields that the file has; `mapping` goes before the layout.
 
-    Raises LayoutError if a required field or a mapped column is missing, or a column that is needed stands there twice.
+    Raises LayoutError if a required field or a mapped column is missing, if a column that is needed stands there twice,
+    or if one that looks like an optional field would be passed over.
     """
-    wanted = {**LAYOUTS[layout], **mapping}
+    declined = {field for field, column in mapping.items() if column == NO_COLUMN}
+    wanted = {field: column for field, column in {**LAYOUTS[layout], **mapping}.items() if field not in declined}
+    needed = {*REQUIRED_FIELDS, *mapping} - declined
     present = set(columns)
-    missing = [
-        field for field in FIELDS if wanted.get(field) not in present and (field in REQUIRED_FIELDS or field in mapping)
-    ]
+    missing = [field for field in FIELDS if field in needed and wanted.get(field) not in present]
     if missing:
         raise LayoutError(_missing_columns(missing, wanted, columns))
     positions = {field: columns.index(wanted[field]) for field in FIELDS if wanted.get(field) in present}
     for field, position in positions.items():
         if columns.count(columns[position]) > 1:
             raise LayoutError(f"column {columns[position]!r} ({field}) stands in the file more than once")
+    unused = unused_columns(columns, positions)
+    for field in OPTIONAL_FIELDS:
+        if field not in positions and field not in declined:
+            _refuse_lookalike(field, unused)
     return positions
+
+
+def unused_columns(columns: Sequence[str], positions: Mapping[str, int]) -> list[str]:
+    """Those that are no field's, in the file's order."""
+    return [column for position, column in enumerate(columns) if position not in positions.values()]
+
+
+def _refuse_lookalike(field: str, unused: Sequence[str]) -> None:
+    for column in unused:
+        if "".join(filter(str.isalnum, column)).lower() in _ALSO_CALLED[field]:
+            raise LayoutError(
+                f"column {column!r} looks like {field} and would be passed over: say --map {field}={column}, or "
+                f"--map {field}= if it is something else"
+            )
 
 
 def _missing_columns(missing: Sequence[str], wanted: Mapping[str, str], columns: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.transactions.layouts import FIELDS, LayoutError, column_positions, layout_of
+from features.transactions.layouts import FIELDS, LayoutError, column_positions, layout_of, unused_columns
 from features.transactions.rows import FileError, RawBatch
 
 
@@ -26,6 +26,7 @@ class ParquetTransactions:
         columns = list(schema.names)
         self.layout = layout_of(columns, layout=layout)
         positions = column_positions(columns, layout=self.layout, mapping=mapping)
+        self.unused_columns = unused_columns(columns, positions)
         self._columns = {field: columns[position] for field, position in positions.items()}
         for field, column in self._columns.items():
             _require_type(field, column, schema.field(column).type)

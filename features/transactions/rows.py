@@ -39,6 +39,8 @@ class TransactionFile(Protocol):
     """An opened file. It can be read more than once, from its start, in bounded memory."""
 
     layout: str
+    unused_columns: list[str]
+    """Those that are no field's."""
     amounts_are_numbers: bool
     """Not text, which may be written in one way or another."""
 

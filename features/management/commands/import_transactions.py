@@ -45,7 +45,7 @@ class Command(BaseCommand):
             action="append",
             default=[],
             metavar="FIELD=COLUMN",
-            help="which column holds a field; may be repeated and goes before the layout",
+            help="which column holds a field; may be repeated and goes before the layout; `currency=`: none does",
         )
         parser.add_argument(
             "--layout", choices=sorted(LAYOUTS), help="known column names (default: recognised by the columns)"
@@ -176,8 +176,9 @@ class Command(BaseCommand):
         checked = check_rows(batch, now=timezone.now(), null_words=null_words, style=style)
         rows = as_read(checked)
         if as_json:
+            shown = {"amounts": str(style), "unused_columns": file.unused_columns, "rows": rows}
             rejected = [asdict(reject) for reject in checked.rejects]
-            self.stdout.write(json.dumps({"amounts": str(style), "rows": rows, "rejected": rejected}))
+            self.stdout.write(json.dumps({**shown, "rejected": rejected}))
             return
         self.stdout.write(f"amounts: {style}; layout {file.layout}; nothing was loaded")
         for row in rows:
@@ -198,6 +199,8 @@ class Command(BaseCommand):
         if report.first:
             moved = f", moved by {report.shifted_by_s // 604_800:+,} weeks" if report.shifted_by_s else ""
             self.stdout.write(f"from {report.first} to {report.last}{moved}")
+        if report.unused_columns:
+            self.stdout.write(f"columns that were not used: {', '.join(report.unused_columns)}")
         if report.amounts != str(PLAIN):
             self.stdout.write(f"amounts were read with {report.amounts}")
         self.stdout.write(in_words(caught_up))
