@@ -18,6 +18,7 @@ from features.flush import flush_write_behind as flush
 from features.inspection.run import inspect
 from features.journal_partitions import keep_up
 from features.refresh import build_alone
+from mlserve.cache.bloom_redis import StoreUnreachable
 from mlserve.cache.clock import SystemClock
 from mlserve.postgres.one_at_a_time import AlreadyRunning
 
@@ -68,7 +69,11 @@ def flush_write_behind() -> None:
 
 @shared_task(name="features.build_bloom_filters", ignore_result=True, soft_time_limit=240, time_limit=270)
 def build_bloom_filters() -> None:
-    build_filters(clock=SystemClock())
+    """What serves goes on serving where Redis takes none; the next run builds anew."""
+    try:
+        build_filters(clock=SystemClock())
+    except StoreUnreachable as error:
+        _log.warning("filters_not_built", why=str(error))
 
 
 @shared_task(name="features.inspect_cache", ignore_result=True, max_retries=0, soft_time_limit=40, time_limit=50)

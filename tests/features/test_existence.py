@@ -330,6 +330,18 @@ def test_the_scheduled_task_builds() -> None:
     assert header is not None and {record.kind for record in header.filters} == {"customer", "merchant"}
 
 
+def test_a_build_that_redis_does_not_take_is_left_to_the_next(
+    valkey_cache: ServerHandle, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said in a line; nothing that serves is harmed."""
+    valkey_cache.stop()
+    tasks.build_bloom_filters()
+    assert [record.msg["event"] for record in caplog.records if "why" in record.msg] == ["filters_not_built"]  # type: ignore[index]
+    valkey_cache.start()
+    tasks.build_bloom_filters()
+    assert existence.newest_generation() is not None
+
+
 def _command(action: str) -> dict[str, Any]:
     out = StringIO()
     call_command("bloom", action, "--json", stdout=out)

@@ -14,7 +14,8 @@ AMOUNT_TOLERANCE: Final = 1e-4
 MAX_RELAY_LAG_S: Final = 1.0
 MAX_GROWTH_BYTES: Final = 64 * 1024
 """Of one file while nobody asks for anything: lines of tasks and polls."""
-MAX_THREADS_MORE, MAX_FILES_MORE = 12, 40
+MAX_THREADS_MORE, MAX_FILES_MORE = 26, 40
+"""The web server begins its threads, as many as it is told to have, when it has use for them."""
 MAX_RSS_RATIO, MAX_RSS_MORE_BYTES = 1.5, 150 * 1024 * 1024
 MAX_WAIT_S: Final = 5.0
 """Of a session of PostgreSQL, while nobody asks for anything."""
@@ -124,6 +125,12 @@ class Facts:
 EXPECTED_TRACEBACKS: Final[dict[str, str]] = {
     r"WorkerLostError: Worker exited prematurely: signal 9": "Celery says that its pool's process was killed",
     r"billiard\.einfo\.ExceptionWithTraceback: $": "the same, in the words of Celery's pool",
+    r"celery\.beat\.SchedulingError: Couldn't apply scheduled task .*(Error 111|Connection closed|Timeout)": (
+        "beat says that the broker is away; the task's next turn comes"
+    ),
+    r"AttributeError: 'NoneType' object has no attribute 'connection_errors'": (
+        "Celery closes a channel of its gossip whose connection is gone; the worker goes on"
+    ),
 }
 """Pattern of a traceback's last line, and why it may be there."""
 EXPECTED_WARNINGS: Final[dict[str, str]] = {

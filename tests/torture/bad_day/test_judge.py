@@ -153,7 +153,7 @@ def test_a_growing_process_is_found() -> None:
         return _rules(processes=({"web-0": first}, {"web-0": last, "web-0/1": last}))
 
     assert rules(first) == []
-    assert rules(replace(first, threads=40)) == ["threads"]
+    assert rules(replace(first, threads=50)) == ["threads"]
     assert rules(replace(first, files=100)) == ["open files"]
     assert rules(replace(first, rss_bytes=600 * 2**20)) == ["memory"]
 
