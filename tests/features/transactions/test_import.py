@@ -293,7 +293,8 @@ def test_an_interrupted_import_is_finished_by_the_next(tmp_path: Path, how: sign
         text=True,
     )
     assert importing.stderr is not None
-    first_line = importing.stderr.readline()
+    while (first_line := importing.stderr.readline()).startswith("amounts:"):
+        pass  # the file is read through once before anything is loaded
     assert first_line.startswith("import: 0 %"), first_line + importing.stderr.read()
     importing.send_signal(how)
     _out, told = importing.communicate()
