@@ -5,8 +5,10 @@ import time
 from threading import Thread
 
 import pytest
+from django.db import connection
 
 from mlserve.postgres.one_at_a_time import AlreadyRunning, one_at_a_time
+from tests.fixtures.waiting import until
 
 pytestmark = pytest.mark.django_db
 
@@ -34,7 +36,7 @@ def test_who_waits_long_enough_comes_next() -> None:
     with one_at_a_time("exercise"):
         thread = Thread(target=second)
         thread.start()
-        time.sleep(0.3)
+        until(_somebody_waits)
         done.append("first")
     thread.join()
     assert done == ["first", "second"]
@@ -52,3 +54,9 @@ def test_what_ends_by_an_error_is_over() -> None:
         raise KeyboardInterrupt
     with one_at_a_time("exercise", wait_s=0.1):
         pass
+
+
+def _somebody_waits() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        return bool(cursor.fetchone()[0])
